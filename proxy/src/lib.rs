@@ -1,1 +1,19 @@
-//! Outrigger.
+//! Outrigger's data plane, as a library for its binary, its tests and its fuzz targets.
+//!
+//! The rooms and the arrows between them are in `docs/ARCHITECTURE.md`.
+
+pub mod admin;
+pub mod balance;
+pub mod bootstrap;
+pub mod chance;
+pub mod config;
+pub mod convert;
+pub mod fault;
+pub mod http1;
+pub mod listener;
+pub mod observe;
+pub mod policy;
+pub mod route;
+pub mod stats;
+pub mod upstream;
+pub mod xds;

@@ -86,11 +86,7 @@ pub struct Options {
 }
 impl Default for Options {
     fn default() -> Self {
-        Self {
-            buffers: 128,
-            buffer_bytes: 4096,
-            entries: 256,
-        }
+        Self { buffers: 128, buffer_bytes: 4096, entries: 256 }
     }
 }
 

@@ -1,0 +1,136 @@
+//! Listeners and their HTTP connection settings.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{HeaderEdits, ListenerName, LocalRateLimit, RouteTable, RouteTableName};
+
+/// Which way traffic through a listener flows, seen from the workload.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Direction {
+    /// To the workload.
+    Inbound,
+    /// From the workload.
+    Outbound,
+    /// Not said.
+    #[default]
+    Unspecified,
+}
+
+/// A bound address and what happens to its connections.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ListenerConfig {
+    /// Its name; live sockets are kept by it over updates.
+    pub name: ListenerName,
+    /// At least one address. All are bound, or the listener is not ready.
+    pub addresses: Vec<SocketAddr>,
+    /// Inbound or outbound.
+    pub direction: Direction,
+    /// How HTTP is served on it.
+    pub http: Arc<HttpConnectionConfig>,
+}
+
+/// Where the routes of a listener come from.
+#[derive(Clone, Debug, PartialEq)]
+pub enum RouteSource {
+    /// In the listener itself.
+    Inline(Arc<RouteTable>),
+    /// From the route discovery service, by name.
+    Named(RouteTableName),
+}
+
+/// What `%2F`, `%2f`, `%5C` and `%5c` in a path get.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum EscapedSlashes {
+    /// Left as they are.
+    #[default]
+    KeepUnchanged,
+    /// 400.
+    RejectRequest,
+    /// Unescaped, and the client is sent there (307).
+    UnescapeAndRedirect,
+    /// Unescaped, then matched and forwarded.
+    UnescapeAndForward,
+}
+
+/// What the `server` response header gets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ServerHeader {
+    /// Ours when the upstream set none.
+    AppendIfAbsent,
+    /// Always ours.
+    #[default]
+    Overwrite,
+    /// The upstream's, or none.
+    PassThrough,
+}
+
+/// What request headers with an underscore in their name get.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum UnderscoreHeaders {
+    /// Forwarded.
+    #[default]
+    Allow,
+    /// Dropped.
+    Drop,
+    /// 400.
+    RejectRequest,
+}
+
+/// Settings of the HTTP connection manager. Defaults are Envoy's.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HttpConnectionConfig {
+    /// Label of this listener in the statistics.
+    pub stat_prefix: Arc<str>,
+    /// Where routes come from.
+    pub routes: RouteSource,
+    /// A keep-alive connection with no request for this long is closed; `None` never. Default 1 h.
+    pub idle_timeout: Option<Duration>,
+    /// Time from the first byte of a request to the end of its head; `None` no bound of its own. Default none.
+    pub request_headers_timeout: Option<Duration>,
+    /// Time from the first byte of a request to the end of its body; `None` no bound. Default none.
+    pub request_timeout: Option<Duration>,
+    /// Longest time without a byte either way in an exchange. Default 5 min.
+    pub stream_idle_timeout: Option<Duration>,
+    /// Longest life of a connection; it is then closed after the exchange in hand.
+    pub max_connection_duration: Option<Duration>,
+    /// Requests served on one connection before it is closed.
+    pub max_requests_per_connection: Option<u32>,
+    /// Most bytes in a request head: 1 KiB ..= 8 MiB, default 60 KiB.
+    pub max_head_bytes: usize,
+    /// Most headers in a request head; default 100.
+    pub max_headers: usize,
+    /// Underscores in header names.
+    pub underscore_headers: UnderscoreHeaders,
+    /// The peer's address is the client's (this proxy is the edge): forwarding headers of the request are not trusted.
+    pub use_remote_address: bool,
+    /// `x-forwarded-for` is passed on as it came (no address appended).
+    pub skip_xff_append: bool,
+    /// Trusted proxies before this one.
+    pub xff_trusted_hops: u32,
+    /// Resolve `.` and `..` and decode unreserved characters before matching. Stricter than Envoy: on unless set to false.
+    pub normalize_path: bool,
+    /// `//` becomes `/`.
+    pub merge_slashes: bool,
+    /// Escaped slashes.
+    pub escaped_slashes: EscapedSlashes,
+    /// Value for [`ServerHeader`]; default `outrigger`.
+    pub server_name: Arc<str>,
+    /// What happens to `server`.
+    pub server_header: ServerHeader,
+    /// Value of `via` added both ways; empty adds none.
+    pub via: Arc<str>,
+    /// Add `x-request-id` when absent. Default true.
+    pub generate_request_id: bool,
+    /// Keep the client's `x-request-id` at the edge.
+    pub preserve_request_id: bool,
+    /// Remove the port from `Host` before matching and forwarding.
+    pub strip_any_host_port: bool,
+    /// HTTP/1.0 requests are served (Envoy's `accept_http_10`).
+    pub accept_http_10: bool,
+    /// Limit over all requests of the listener.
+    pub rate_limit: Option<Arc<LocalRateLimit>>,
+    /// Edits of every response (from the route table they would be per table; kept for local replies).
+    pub response_edits: HeaderEdits,
+}

@@ -1,0 +1,208 @@
+//! Everything the proxy runs at one epoch, as one value.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::{
+    ClusterConfig, ClusterName, ClusterTarget, EndpointSet, ListenerConfig, ListenerName, RouteAction, RouteSource,
+    RouteTable, RouteTableName,
+};
+
+/// Place of a cluster in its snapshot: valid in that snapshot alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ClusterIndex(pub u32);
+
+/// Converted resources before they are linked.
+#[derive(Clone, Debug, Default)]
+pub struct Resources {
+    /// By name.
+    pub listeners: HashMap<ListenerName, Arc<ListenerConfig>>,
+    /// By name.
+    pub route_tables: HashMap<RouteTableName, Arc<RouteTable>>,
+    /// By name.
+    pub clusters: HashMap<ClusterName, Arc<ClusterConfig>>,
+    /// Endpoints of clusters that discover them (EDS, DNS), by cluster.
+    pub endpoints: HashMap<ClusterName, Arc<EndpointSet>>,
+}
+
+/// A reference to something that is not there.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Dangling {
+    /// A route names a cluster that is not there.
+    Cluster {
+        /** Who refers. */
+        route_table: RouteTableName,
+        /** To what. */
+        cluster: ClusterName,
+    },
+    /// A cluster's endpoints have not been told.
+    Endpoints {
+        /** Who refers. */
+        cluster: ClusterName,
+    },
+    /// A listener names a route table that is not there.
+    RouteTable {
+        /** Who refers. */
+        listener: ListenerName,
+        /** To what. */
+        route_table: RouteTableName,
+    },
+}
+
+/// One epoch of configuration. Immutable; a request takes its `Arc` once and keeps it to its end.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// Its number: grows by one with every publish, from 1. Epoch 0 is the empty start.
+    pub epoch: u64,
+    listeners: Vec<Arc<ListenerConfig>>,
+    route_tables: HashMap<RouteTableName, Arc<RouteTable>>,
+    clusters: Vec<(Arc<ClusterConfig>, Arc<EndpointSet>)>,
+    cluster_index: HashMap<ClusterName, ClusterIndex>,
+}
+
+impl Snapshot {
+    /// What runs before any configuration arrived.
+    pub fn empty() -> Self {
+        Self {
+            epoch: 0,
+            listeners: Vec::new(),
+            route_tables: HashMap::new(),
+            clusters: Vec::new(),
+            cluster_index: HashMap::new(),
+        }
+    }
+
+    /// Links `resources`: every cluster reference becomes an index. What dangles stays unlinked (the request gets the
+    /// route's cluster-not-found code) and is returned, sorted, for the caller to wait for or to report.
+    pub fn link(epoch: u64, resources: &Resources) -> (Self, Vec<Dangling>) {
+        let mut dangling = Vec::new();
+        let mut names: Vec<&ClusterName> = resources.clusters.keys().collect();
+        names.sort_unstable();
+        let mut clusters = Vec::with_capacity(names.len());
+        let mut cluster_index = HashMap::with_capacity(names.len());
+        for (at, name) in names.into_iter().enumerate() {
+            let config = &resources.clusters[name];
+            let endpoints = match &config.discovery {
+                super::Discovery::Static(set) => set.clone(),
+                super::Discovery::Eds(_) | super::Discovery::Dns { .. } => {
+                    resources.endpoints.get(name).cloned().unwrap_or_else(|| {
+                        dangling.push(Dangling::Endpoints { cluster: name.clone() });
+                        Arc::default()
+                    })
+                }
+            };
+            let index = u32::try_from(at).expect("a snapshot holds fewer than 2^32 clusters");
+            cluster_index.insert(name.clone(), ClusterIndex(index));
+            clusters.push((config.clone(), endpoints));
+        }
+        let route_tables = resources
+            .route_tables
+            .iter()
+            .map(|(name, table)| (name.clone(), link_table(table, &cluster_index, &mut dangling)))
+            .collect::<HashMap<_, _>>();
+        let mut listeners: Vec<_> = resources
+            .listeners
+            .values()
+            .map(|listener| link_listener(listener, &route_tables, &cluster_index, &mut dangling))
+            .collect();
+        listeners.sort_by(|a, b| a.name.cmp(&b.name));
+        dangling.sort();
+        dangling.dedup();
+        (Self { epoch, listeners, route_tables, clusters, cluster_index }, dangling)
+    }
+
+    /// Listeners, sorted by name.
+    pub fn listeners(&self) -> &[Arc<ListenerConfig>] {
+        &self.listeners
+    }
+
+    /// The listener of that name.
+    pub fn listener(&self, name: &str) -> Option<&Arc<ListenerConfig>> {
+        let at = self.listeners.binary_search_by(|listener| listener.name.as_str().cmp(name)).ok()?;
+        self.listeners.get(at)
+    }
+
+    /// Named route tables, in no order.
+    pub fn route_tables(&self) -> impl Iterator<Item = &Arc<RouteTable>> {
+        self.route_tables.values()
+    }
+
+    /// The routes of a listener; `None` when its named table is not there.
+    pub fn routes_of<'a>(&'a self, listener: &'a ListenerConfig) -> Option<&'a Arc<RouteTable>> {
+        match &listener.http.routes {
+            RouteSource::Inline(table) => Some(table),
+            RouteSource::Named(name) => self.route_tables.get(name),
+        }
+    }
+
+    /// Clusters with their endpoints, in index order.
+    pub fn clusters(&self) -> &[(Arc<ClusterConfig>, Arc<EndpointSet>)] {
+        &self.clusters
+    }
+
+    /// A cluster by index of this snapshot.
+    pub fn cluster(&self, index: ClusterIndex) -> Option<&(Arc<ClusterConfig>, Arc<EndpointSet>)> {
+        self.clusters.get(usize::try_from(index.0).ok()?)
+    }
+
+    /// The index of a cluster by name.
+    pub fn cluster_index(&self, name: &str) -> Option<ClusterIndex> {
+        self.cluster_index.get(name).copied()
+    }
+}
+
+fn link_listener(
+    listener: &Arc<ListenerConfig>,
+    tables: &HashMap<RouteTableName, Arc<RouteTable>>,
+    clusters: &HashMap<ClusterName, ClusterIndex>,
+    dangling: &mut Vec<Dangling>,
+) -> Arc<ListenerConfig> {
+    match &listener.http.routes {
+        RouteSource::Named(name) => {
+            if !tables.contains_key(name) {
+                dangling.push(Dangling::RouteTable { listener: listener.name.clone(), route_table: name.clone() });
+            }
+            listener.clone()
+        }
+        RouteSource::Inline(table) => {
+            let mut http = (*listener.http).clone();
+            http.routes = RouteSource::Inline(link_table(table, clusters, dangling));
+            Arc::new(ListenerConfig { http: Arc::new(http), ..(**listener).clone() })
+        }
+    }
+}
+
+fn link_table(
+    table: &Arc<RouteTable>,
+    clusters: &HashMap<ClusterName, ClusterIndex>,
+    dangling: &mut Vec<Dangling>,
+) -> Arc<RouteTable> {
+    let mut linked = (**table).clone();
+    let mut resolve = |name: &ClusterName| {
+        let index = clusters.get(name).copied();
+        if index.is_none() {
+            dangling.push(Dangling::Cluster { route_table: table.name.clone(), cluster: name.clone() });
+        }
+        index
+    };
+    for host in &mut linked.virtual_hosts {
+        for route in &mut host.routes {
+            if !matches!(route.action, RouteAction::Forward(_)) {
+                continue;
+            }
+            let route = Arc::make_mut(route);
+            if let RouteAction::Forward(forward) = &mut route.action {
+                match &mut forward.target {
+                    ClusterTarget::Header(_) => {}
+                    ClusterTarget::One(name, index) => *index = resolve(name),
+                    ClusterTarget::Weighted { choices, .. } => {
+                        for choice in choices {
+                            choice.index = resolve(&choice.cluster);
+                        }
+                    }
+                }
+            }
+        }
+    }
+    Arc::new(linked)
+}
