@@ -8,6 +8,7 @@ pub mod bootstrap;
 pub mod chance;
 pub mod config;
 pub mod convert;
+pub mod drain;
 pub mod fault;
 pub mod http1;
 pub mod listener;

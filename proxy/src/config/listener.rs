@@ -134,3 +134,37 @@ pub struct HttpConnectionConfig {
     /// Edits of every response (from the route table they would be per table; kept for local replies).
     pub response_edits: HeaderEdits,
 }
+
+impl HttpConnectionConfig {
+    /// Envoy's defaults, but for path normalisation, which is on.
+    pub fn new(stat_prefix: &str, routes: RouteSource) -> Self {
+        Self {
+            stat_prefix: stat_prefix.into(),
+            routes,
+            idle_timeout: Some(Duration::from_secs(3600)),
+            request_headers_timeout: None,
+            request_timeout: None,
+            stream_idle_timeout: Some(Duration::from_secs(300)),
+            max_connection_duration: None,
+            max_requests_per_connection: None,
+            max_head_bytes: 60 * 1024,
+            max_headers: 100,
+            underscore_headers: UnderscoreHeaders::default(),
+            use_remote_address: false,
+            skip_xff_append: false,
+            xff_trusted_hops: 0,
+            normalize_path: true,
+            merge_slashes: false,
+            escaped_slashes: EscapedSlashes::default(),
+            server_name: "outrigger".into(),
+            server_header: ServerHeader::default(),
+            via: "".into(),
+            generate_request_id: true,
+            preserve_request_id: false,
+            strip_any_host_port: false,
+            accept_http_10: false,
+            rate_limit: None,
+            response_edits: HeaderEdits::default(),
+        }
+    }
+}
