@@ -1,0 +1,425 @@
+//! **Purpose.** The driver for machines where io_uring is not allowed: non-blocking sockets and readiness.
+//!
+//! **Shape.** A stream is registered once, edge-triggered; its two readiness flags are cleared by the call that finds
+//! nothing, so steady traffic costs no `epoll_ctl`. A receive takes a pool block only when bytes are expected, and
+//! never ahead of the reader. A listener is registered level-triggered and exclusive, and only while somebody accepts:
+//! with edges, a connection signalled to a runtime that has stopped accepting would be seen by no other.
+//!
+//! **Cancel.** Nothing is ever in flight: a release closes at once. The generation in an event's token tells a new
+//! socket's events from an old one's.
+//!
+//! **Source.** epoll(7), epoll_ctl(2) on EPOLLEXCLUSIVE.
+
+use std::collections::VecDeque;
+use std::io::{self, IoSlice};
+use std::mem;
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Waker;
+use std::time::Duration;
+
+use socket2::SockAddr;
+
+use crate::buffers::{Buf, Pool};
+use crate::driver::{WakeEvent, owned};
+use crate::meters::Meters;
+use crate::socket::{End, GATHER, SendSide, Socket, Step};
+
+const EVENTS_PER_TURN: usize = 256;
+const WAKE_TOKEN: u64 = u64::MAX;
+const STREAM_EVENTS: i32 = libc::EPOLLIN | libc::EPOLLOUT | libc::EPOLLRDHUP | libc::EPOLLET;
+const LISTENER_EVENTS: i32 = libc::EPOLLIN | libc::EPOLLEXCLUSIVE;
+const ENDED: u32 = (libc::EPOLLRDHUP | libc::EPOLLHUP | libc::EPOLLERR) as u32;
+
+#[derive(Default)]
+struct Slot {
+    generation: u32,
+    socket: Option<Rc<Socket>>,
+}
+
+pub(crate) struct Epoll {
+    fd: OwnedFd,
+    event: Arc<WakeEvent>,
+    slots: Vec<Slot>,
+    vacant: Vec<u32>,
+    events: Vec<libc::epoll_event>,
+    /// Readers that found no block; entries of released sockets are skipped.
+    starved: VecDeque<Rc<Socket>>,
+    pool: Rc<Pool>,
+    meters: Rc<Meters>,
+}
+
+impl Epoll {
+    pub(crate) fn new(
+        pool: Rc<Pool>,
+        meters: Rc<Meters>,
+        event: Arc<WakeEvent>,
+    ) -> io::Result<Self> {
+        // SAFETY: takes no pointer.
+        let fd = owned(unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) })?;
+        let epoll = Self {
+            fd,
+            event,
+            slots: Vec::new(),
+            vacant: Vec::new(),
+            events: vec![libc::epoll_event { events: 0, u64: 0 }; EVENTS_PER_TURN],
+            starved: VecDeque::new(),
+            pool,
+            meters,
+        };
+        let events = libc::EPOLLIN | libc::EPOLLET;
+        epoll.control(libc::EPOLL_CTL_ADD, epoll.event.raw(), events, WAKE_TOKEN)?;
+        Ok(epoll)
+    }
+
+    fn control(&self, operation: i32, fd: i32, events: i32, token: u64) -> io::Result<()> {
+        let mut event = libc::epoll_event {
+            events: events as u32,
+            u64: token,
+        };
+        self.meters.syscalls.add(1);
+        // SAFETY: `event` lives through the call, which keeps no pointer to it.
+        let done = unsafe { libc::epoll_ctl(self.fd.as_raw_fd(), operation, fd, &mut event) };
+        if done < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(())
+    }
+
+    fn token(&self, socket: &Socket) -> u64 {
+        let index = socket.token.get();
+        let generation = self.slots[index as usize].generation;
+        u64::from(generation) << 32 | u64::from(index)
+    }
+
+    fn insert(&mut self, socket: &Rc<Socket>) {
+        let index = self.vacant.pop().unwrap_or_else(|| {
+            self.slots.push(Slot::default());
+            (self.slots.len() - 1) as u32
+        });
+        self.slots[index as usize].socket = Some(socket.clone());
+        socket.token.set(index);
+        self.meters.sockets_open.add(1);
+    }
+
+    pub(crate) fn open(&mut self, socket: &Rc<Socket>) -> io::Result<()> {
+        socket.recv.borrow_mut().is_readable = true;
+        socket.send.borrow_mut().is_writable = true;
+        self.add_stream(socket)
+    }
+
+    fn add_stream(&mut self, socket: &Rc<Socket>) -> io::Result<()> {
+        self.insert(socket);
+        let token = self.token(socket);
+        let added = self.control(libc::EPOLL_CTL_ADD, socket.raw(), STREAM_EVENTS, token);
+        if added.is_err() {
+            self.release(socket);
+        }
+        added
+    }
+
+    pub(crate) fn listen(&mut self, socket: &Rc<Socket>) -> io::Result<()> {
+        self.insert(socket);
+        Ok(())
+    }
+
+    pub(crate) fn connect(&mut self, socket: &Rc<Socket>, peer: SocketAddr) -> io::Result<()> {
+        self.meters.syscalls.add(3);
+        let begun = socket.with_fd(|fd| fd.connect(&SockAddr::from(peer)));
+        match begun {
+            Ok(()) => return self.open(socket),
+            Err(error) => match error.raw_os_error() {
+                Some(libc::EINPROGRESS | libc::EINTR) => {}
+                _ => return Err(error),
+            },
+        }
+        socket.is_connecting.set(true);
+        self.add_stream(socket)
+    }
+
+    pub(crate) fn accept(&mut self, socket: &Rc<Socket>) -> Step {
+        loop {
+            self.meters.syscalls.add(1);
+            // SAFETY: `try_init` gives a zeroed address storage and its length, which the call fills and keeps no
+            // pointer to.
+            let accepted = unsafe {
+                SockAddr::try_init(|address, len| {
+                    owned(libc::accept4(
+                        socket.raw(),
+                        address.cast(),
+                        len,
+                        libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK,
+                    ))
+                })
+            };
+            let mut side = socket.accept.borrow_mut();
+            let error = match accepted {
+                Ok((fd, address)) => match address.as_socket() {
+                    Some(peer) => {
+                        side.ready.push_back((fd, peer));
+                        return Step::Moved;
+                    }
+                    None => continue,
+                },
+                Err(error) => error,
+            };
+            let errno = error.raw_os_error().unwrap_or(libc::EIO);
+            if is_of_connection(errno) {
+                continue;
+            }
+            if errno != libc::EAGAIN {
+                side.errno = Some(errno);
+                return Step::Moved;
+            }
+            if !side.is_registered {
+                let token = self.token(socket);
+                let added = self.control(libc::EPOLL_CTL_ADD, socket.raw(), LISTENER_EVENTS, token);
+                if let Err(error) = added {
+                    side.errno = Some(error.raw_os_error().unwrap_or(libc::EIO));
+                    return Step::Moved;
+                }
+                side.is_registered = true;
+            }
+            return Step::Wait;
+        }
+    }
+
+    pub(crate) fn fill(&mut self, socket: &Rc<Socket>) -> Step {
+        let mut recv = socket.recv.borrow_mut();
+        if !recv.is_readable {
+            return Step::Wait;
+        }
+        let Some(block) = self.pool.take() else {
+            self.meters.buffer_exhausted.add(1);
+            if !self.starved.iter().any(|other| Rc::ptr_eq(other, socket)) {
+                self.starved.push_back(socket.clone());
+            }
+            return Step::Wait;
+        };
+        loop {
+            self.meters.syscalls.add(1);
+            // SAFETY: the block's only owner is this function, and its `len` bytes stay allocated through the call.
+            let count = unsafe { libc::recv(socket.raw(), block.start().cast(), block.len(), 0) };
+            if count > 0 {
+                let count = count as usize;
+                if count < block.len() && !recv.is_hung_up {
+                    recv.is_readable = false;
+                }
+                self.meters.recv_bytes.add(count as u64);
+                recv.queue.push_back(Buf::pooled(block, count));
+                return Step::Moved;
+            }
+            let errno = if count == 0 { 0 } else { last_errno() };
+            if errno == libc::EINTR {
+                continue;
+            }
+            self.pool.give(block);
+            recv.end = match errno {
+                libc::EAGAIN => {
+                    recv.is_readable = false;
+                    return Step::Wait;
+                }
+                0 => Some(End::Fin),
+                _ => Some(End::Errno(errno)),
+            };
+            return Step::Moved;
+        }
+    }
+
+    pub(crate) fn look(&mut self, socket: &Rc<Socket>) -> Step {
+        let mut recv = socket.recv.borrow_mut();
+        if recv.is_readable {
+            self.meters.syscalls.add(1);
+            recv.is_readable = socket.peek();
+        }
+        if recv.is_readable {
+            Step::Moved
+        } else {
+            Step::Wait
+        }
+    }
+
+    pub(crate) fn push(&mut self, socket: &Rc<Socket>) -> Step {
+        let mut send = socket.send.borrow_mut();
+        while send.committed > 0 {
+            if !send.is_writable {
+                return Step::Wait;
+            }
+            self.meters.syscalls.add(1);
+            let sent = send_gathered(socket, &send);
+            match sent {
+                Ok(count) => {
+                    self.meters.sent_bytes.add(count as u64);
+                    send.consume(count);
+                }
+                Err(error) => match error.raw_os_error().unwrap_or(libc::EIO) {
+                    libc::EINTR => {}
+                    libc::EAGAIN => send.is_writable = false,
+                    errno => {
+                        send.fail(errno);
+                        return Step::Moved;
+                    }
+                },
+            }
+        }
+        drop(send);
+        socket.settle_fin();
+        Step::Moved
+    }
+
+    pub(crate) fn release(&mut self, socket: &Rc<Socket>) {
+        let index = socket.token.get();
+        let slot = &mut self.slots[index as usize];
+        slot.generation = slot.generation.wrapping_add(1);
+        slot.socket = None;
+        self.vacant.push(index);
+        // A duplicate elsewhere would keep the registration alive past the close. A listener that nobody waits at has none.
+        let _ = self.control(libc::EPOLL_CTL_DEL, socket.raw(), 0, 0);
+        self.meters.syscalls.add(1);
+        self.meters.sockets_open.sub(1);
+        socket.close();
+    }
+
+    pub(crate) fn turn(
+        &mut self,
+        wait: Option<Duration>,
+        woken: &mut Vec<Waker>,
+    ) -> io::Result<()> {
+        let before = woken.len();
+        self.feed_starved(woken);
+        let wait_ms = if woken.len() > before {
+            0
+        } else {
+            // Rounded up: a wait that ends before its timer would spin for the rest of the millisecond.
+            wait.map_or(-1, |wait| {
+                wait.as_nanos().div_ceil(1_000_000).min(i32::MAX as u128) as i32
+            })
+        };
+        self.meters.syscalls.add(1);
+        // SAFETY: `events` has room for as many entries as the call is told, and outlives it.
+        let count = unsafe {
+            libc::epoll_wait(
+                self.fd.as_raw_fd(),
+                self.events.as_mut_ptr(),
+                self.events.len() as i32,
+                wait_ms,
+            )
+        };
+        if count < 0 {
+            return match last_errno() {
+                libc::EINTR => Ok(()),
+                errno => Err(io::Error::from_raw_os_error(errno)),
+            };
+        }
+        self.meters.completions.add(count as u64);
+        for at in 0..count as usize {
+            let event = self.events[at];
+            if event.u64 != WAKE_TOKEN {
+                self.note(event.u64, event.events, woken);
+            }
+        }
+        Ok(())
+    }
+
+    fn feed_starved(&mut self, woken: &mut Vec<Waker>) {
+        for _ in 0..self.starved.len().min(self.pool.available()) {
+            let Some(socket) = self.starved.pop_front() else {
+                return;
+            };
+            woken.extend(socket.recv.borrow_mut().waker.take());
+        }
+    }
+
+    fn note(&mut self, token: u64, events: u32, woken: &mut Vec<Waker>) {
+        let slot = &self.slots[token as u32 as usize];
+        let Some(socket) = &slot.socket else { return };
+        if slot.generation != (token >> 32) as u32 {
+            return;
+        }
+        let mut side = socket.accept.borrow_mut();
+        if side.is_registered {
+            if side.wakers.is_empty() {
+                // Nobody accepts: leave the connection to other runtimes until somebody does.
+                side.is_registered = false;
+                let raw = socket.raw();
+                drop(side);
+                let _ = self.control(libc::EPOLL_CTL_DEL, raw, 0, 0);
+            } else {
+                woken.append(&mut side.wakers);
+            }
+            return;
+        }
+        drop(side);
+        if events & (libc::EPOLLIN as u32 | ENDED) != 0 {
+            let mut recv = socket.recv.borrow_mut();
+            recv.is_readable = true;
+            recv.is_hung_up |= events & ENDED != 0;
+            if !socket.is_connecting.get() {
+                woken.extend(recv.waker.take());
+            }
+        }
+        if events & (libc::EPOLLOUT | libc::EPOLLHUP | libc::EPOLLERR) as u32 != 0 {
+            let mut send = socket.send.borrow_mut();
+            if socket.is_connecting.replace(false)
+                && let Ok(Some(error)) = socket.with_fd(|fd| fd.take_error())
+            {
+                send.fail(error.raw_os_error().unwrap_or(libc::EIO));
+            }
+            send.is_writable = true;
+            woken.extend(send.waker.take());
+        }
+    }
+}
+
+impl Drop for Epoll {
+    fn drop(&mut self) {
+        // The sockets' owners may outlive the runtime; each keeps its descriptor until then.
+        for slot in mem::take(&mut self.slots) {
+            drop(slot.socket);
+        }
+    }
+}
+
+/// One gathered send from the front of the queue.
+fn send_gathered(socket: &Socket, send: &SendSide) -> io::Result<usize> {
+    if let (1, Some(only)) = (send.queue.len(), send.queue.front()) {
+        return socket.with_fd(|fd| fd.send_with_flags(only, libc::MSG_NOSIGNAL));
+    }
+    let mut slices = [(); GATHER].map(|()| IoSlice::new(&[]));
+    let mut bytes = 0;
+    let mut count = 0;
+    for (slice, part) in slices.iter_mut().zip(&send.queue) {
+        if bytes >= send.committed {
+            break;
+        }
+        *slice = IoSlice::new(part);
+        bytes += part.len();
+        count += 1;
+    }
+    socket.with_fd(|fd| fd.send_vectored_with_flags(&slices[..count], libc::MSG_NOSIGNAL))
+}
+
+/// Errors of accept that belong to the connection that failed, not to the listener: accept(2), "Error handling".
+pub(crate) fn is_of_connection(errno: i32) -> bool {
+    matches!(
+        errno,
+        libc::ECONNABORTED
+            | libc::EINTR
+            | libc::EPROTO
+            | libc::ENETDOWN
+            | libc::ENOPROTOOPT
+            | libc::EHOSTDOWN
+            | libc::ENONET
+            | libc::EHOSTUNREACH
+            | libc::EOPNOTSUPP
+            | libc::ENETUNREACH
+    )
+}
+
+fn last_errno() -> i32 {
+    io::Error::last_os_error()
+        .raw_os_error()
+        .unwrap_or(libc::EIO)
+}

@@ -1,0 +1,713 @@
+//! **Purpose.** The io_uring driver: the ring is the only sleeping point, one system call submits and waits.
+//!
+//! **Shape.** A [`Slot`] per socket holds the memory of its operations and counts those in the kernel. `user_data` is
+//! slot (32 bits) · generation (24) · operation (8). Receives are multishot into the buffer ring, capped so that they
+//! stop by themselves [`AHEAD_BLOCKS`] ahead of the reader; accepts are multishot; sends go one at a time.
+//! ```text
+//!   open ─► operations come and go ─► release: cancel each ─► last completion ─► close the descriptor ─► slot vacant
+//! ```
+//! **Errors.** A full submission queue goes to a backlog; a receive that finds no block parks its stream until one
+//! comes back; a completion queue overflow is kept by the kernel (IORING_FEAT_NODROP) and flushed by the next enter.
+//!
+//! **Limits.** Kernels before the receive cap (EINVAL): the multishot is cancelled instead once the queue is too
+//! long, which the kernel may overrun by its own bound of 32 receives.
+//!
+//! **Cancel.** The kernel is never asked to forget: every operation is waited for, also when the runtime ends.
+//!
+//! **Source.** io_uring(7), io_uring_enter(2), io_uring_register(2), io_uring_multishot(7).
+
+use std::collections::VecDeque;
+use std::io;
+use std::mem;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Waker;
+use std::time::Duration;
+
+use io_uring::register::Restriction;
+use io_uring::types::{Fd, SubmitArgs, Timespec};
+use io_uring::{IoUring, cqueue, opcode, squeue};
+use socket2::SockAddr;
+
+use crate::Options;
+use crate::buffers::{Buf, BufferRing, Pool};
+use crate::driver::{WakeEvent, owned};
+use crate::epoll::is_of_connection;
+use crate::meters::Meters;
+use crate::socket::{AHEAD_ACCEPTS, AHEAD_BLOCKS, Arm, End, GATHER, Socket, Step};
+
+const BUFFER_GROUP: u16 = 0;
+const WAKE: u64 = u64::MAX;
+/// Turns between two attempts to publish fewer blocks.
+const TURNS_PER_NARROW: u64 = 8192;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+enum Op {
+    Accept = 1,
+    Cancel = 2,
+    Connect = 3,
+    Recv = 4,
+    Send = 5,
+}
+
+impl Op {
+    const ALL: [Self; 5] = [
+        Self::Accept,
+        Self::Cancel,
+        Self::Connect,
+        Self::Recv,
+        Self::Send,
+    ];
+
+    fn of(user_data: u64) -> Option<Self> {
+        Self::ALL
+            .into_iter()
+            .find(|op| *op as u8 == user_data as u8)
+    }
+
+    fn bit(self) -> u8 {
+        1 << self as u8
+    }
+}
+
+/// What a send in the kernel reads: boxed, so that it stays where it is.
+struct Gather {
+    header: libc::msghdr,
+    slices: Vec<libc::iovec>,
+    bufs: Vec<Buf>,
+}
+
+#[derive(Default)]
+struct Slot {
+    generation: u32,
+    socket: Option<Rc<Socket>>,
+    /// Operations in the kernel or on their way to it, a bit each; cancels are counted.
+    in_flight: u8,
+    cancels: u8,
+    is_closing: bool,
+    gather: Option<Box<Gather>>,
+    address: Option<Box<SockAddr>>,
+}
+
+pub(crate) struct Ring {
+    // Dropped first: the kernel lets go of everything before the memory below is freed.
+    ring: IoUring,
+    buffers: BufferRing,
+    slots: Vec<Slot>,
+    vacant: Vec<u32>,
+    /// Entries that found the submission queue full.
+    backlog: VecDeque<squeue::Entry>,
+    batch: Vec<cqueue::Entry>,
+    /// Parked streams' slots; those of released sockets are skipped.
+    starved: VecDeque<u32>,
+    is_capped: bool,
+    event: Arc<WakeEvent>,
+    pool: Rc<Pool>,
+    meters: Rc<Meters>,
+}
+
+impl Ring {
+    pub(crate) fn new(
+        options: &Options,
+        pool: Rc<Pool>,
+        meters: Rc<Meters>,
+        event: Arc<WakeEvent>,
+    ) -> io::Result<Self> {
+        let ring = build(options.entries)?;
+        let buffers = BufferRing::map(pool.clone())?;
+        // SAFETY: the mapping holds `entries` entries and is unmapped only after this ring is closed (field order).
+        unsafe {
+            ring.submitter().register_buf_ring_with_flags(
+                buffers.address(),
+                buffers.entries(),
+                BUFFER_GROUP,
+                0,
+            )?;
+        }
+        restrict(&ring)?;
+        ring.submitter().register_enable_rings()?;
+        let mut ring = Self {
+            ring,
+            buffers,
+            slots: Vec::new(),
+            vacant: Vec::new(),
+            backlog: VecDeque::new(),
+            batch: Vec::new(),
+            starved: VecDeque::new(),
+            is_capped: true,
+            event,
+            pool,
+            meters,
+        };
+        ring.watch_event();
+        Ok(ring)
+    }
+
+    fn watch_event(&mut self) {
+        let watch = opcode::PollAdd::new(Fd(self.event.raw()), libc::POLLIN as u32).multi(true);
+        self.submit(watch.build().user_data(WAKE));
+    }
+
+    fn insert(&mut self, socket: &Rc<Socket>) {
+        let index = self.vacant.pop().unwrap_or_else(|| {
+            self.slots.push(Slot::default());
+            (self.slots.len() - 1) as u32
+        });
+        self.slots[index as usize].socket = Some(socket.clone());
+        socket.token.set(index);
+        self.meters.sockets_open.add(1);
+    }
+
+    pub(crate) fn open(&mut self, socket: &Rc<Socket>) -> io::Result<()> {
+        self.insert(socket);
+        socket.recv.borrow_mut().arm = Arm::Idle;
+        Ok(())
+    }
+
+    pub(crate) fn listen(&mut self, socket: &Rc<Socket>) -> io::Result<()> {
+        self.insert(socket);
+        socket.accept.borrow_mut().arm = Arm::Idle;
+        Ok(())
+    }
+
+    pub(crate) fn connect(&mut self, socket: &Rc<Socket>, peer: SocketAddr) -> io::Result<()> {
+        self.meters.syscalls.add(2);
+        self.open(socket)?;
+        let index = socket.token.get();
+        let address = Box::new(SockAddr::from(peer));
+        let connect =
+            opcode::Connect::new(Fd(socket.raw()), address.as_ptr().cast(), address.len());
+        self.slots[index as usize].address = Some(address);
+        socket.is_connecting.set(true);
+        self.start(index, Op::Connect, connect.build());
+        Ok(())
+    }
+
+    pub(crate) fn accept(&mut self, socket: &Rc<Socket>) -> Step {
+        let mut side = socket.accept.borrow_mut();
+        if side.arm == Arm::Idle {
+            side.arm = Arm::Armed;
+            let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+            let accept = opcode::AcceptMulti::new(Fd(socket.raw())).flags(flags);
+            self.start(socket.token.get(), Op::Accept, accept.build());
+        }
+        Step::Wait
+    }
+
+    pub(crate) fn fill(&mut self, socket: &Rc<Socket>) -> Step {
+        if socket.recv.borrow().arm == Arm::Idle {
+            self.arm_recv(socket.token.get(), socket);
+        }
+        Step::Wait
+    }
+
+    pub(crate) fn look(&mut self, socket: &Rc<Socket>) -> Step {
+        // A parked stream sees nothing of the kernel's queue by itself.
+        if socket.recv.borrow().arm == Arm::Parked {
+            self.meters.syscalls.add(1);
+            if socket.peek() {
+                return Step::Moved;
+            }
+        }
+        self.fill(socket)
+    }
+
+    pub(crate) fn push(&mut self, socket: &Rc<Socket>) -> Step {
+        if socket.send.borrow().in_flight == 0 {
+            self.send(socket.token.get(), socket);
+        }
+        Step::Wait
+    }
+
+    pub(crate) fn release(&mut self, socket: &Rc<Socket>) {
+        let index = socket.token.get();
+        self.slots[index as usize].is_closing = true;
+        for op in [Op::Accept, Op::Connect, Op::Recv, Op::Send] {
+            if self.slots[index as usize].in_flight & op.bit() != 0 {
+                self.cancel(index, op);
+            }
+        }
+        let parted = {
+            let mut recv = socket.recv.borrow_mut();
+            let mut accept = socket.accept.borrow_mut();
+            (mem::take(&mut recv.queue), mem::take(&mut accept.ready))
+        };
+        drop(parted);
+        self.retire(index);
+    }
+
+    /// Closes a released socket once nothing in the kernel names its slot.
+    fn retire(&mut self, index: u32) {
+        let slot = &mut self.slots[index as usize];
+        if !slot.is_closing || slot.in_flight != 0 || slot.cancels != 0 {
+            return;
+        }
+        slot.is_closing = false;
+        slot.generation = slot.generation.wrapping_add(1) & 0xff_ffff;
+        slot.address = None;
+        if let Some(socket) = slot.socket.take() {
+            self.meters.syscalls.add(1);
+            self.meters.sockets_open.sub(1);
+            socket.close();
+        }
+        self.vacant.push(index);
+    }
+
+    fn user_data(&self, index: u32, op: Op) -> u64 {
+        let generation = self.slots[index as usize].generation;
+        u64::from(index) << 32 | u64::from(generation) << 8 | op as u64
+    }
+
+    fn start(&mut self, index: u32, op: Op, entry: squeue::Entry) {
+        let user_data = self.user_data(index, op);
+        let slot = &mut self.slots[index as usize];
+        debug_assert_eq!(slot.in_flight & op.bit(), 0, "{op:?} is in flight already");
+        slot.in_flight |= op.bit();
+        self.submit(entry.user_data(user_data));
+    }
+
+    fn cancel(&mut self, index: u32, op: Op) {
+        let target = self.user_data(index, op);
+        let user_data = self.user_data(index, Op::Cancel);
+        self.slots[index as usize].cancels += 1;
+        self.meters.cancels.add(1);
+        self.submit(
+            opcode::AsyncCancel::new(target)
+                .build()
+                .user_data(user_data),
+        );
+    }
+
+    fn arm_recv(&mut self, index: u32, socket: &Socket) {
+        socket.recv.borrow_mut().arm = Arm::Armed;
+        let recv = opcode::RecvMulti::new(Fd(socket.raw()), BUFFER_GROUP).build();
+        let entry = if self.is_capped {
+            // One block may be queued already; under memory pressure each stream gets a single one.
+            let blocks = if self.pool.is_pressed() {
+                1
+            } else {
+                AHEAD_BLOCKS - 1
+            };
+            capped(recv, (blocks * self.pool.block_bytes()) as u32)
+        } else {
+            recv
+        };
+        self.start(index, Op::Recv, entry);
+    }
+
+    /// Starts one send of what is committed.
+    fn send(&mut self, index: u32, socket: &Socket) {
+        let mut send = socket.send.borrow_mut();
+        let slot = &mut self.slots[index as usize];
+        let gather = slot.gather.get_or_insert_with(|| {
+            Box::new(Gather {
+                // SAFETY: all zeros is a valid msghdr: null pointers and zero lengths.
+                header: unsafe { mem::zeroed() },
+                slices: Vec::new(),
+                bufs: Vec::new(),
+            })
+        });
+        let mut bytes = 0;
+        gather.slices.clear();
+        for buf in send.queue.iter().take(GATHER) {
+            if bytes >= send.committed {
+                break;
+            }
+            gather.slices.push(libc::iovec {
+                iov_base: buf.as_ptr().cast_mut().cast(),
+                iov_len: buf.len(),
+            });
+            // A clone keeps the bytes where they are until the completion, whatever becomes of the queue.
+            gather.bufs.push(buf.clone());
+            bytes += buf.len();
+        }
+        let entry = if let [only] = gather.slices[..] {
+            opcode::Send::new(
+                Fd(socket.raw()),
+                only.iov_base.cast_const().cast(),
+                only.iov_len as u32,
+            )
+            .flags(libc::MSG_NOSIGNAL)
+            .build()
+        } else {
+            gather.header.msg_iov = gather.slices.as_mut_ptr();
+            gather.header.msg_iovlen = gather.slices.len() as _;
+            opcode::SendMsg::new(Fd(socket.raw()), &raw const gather.header)
+                .flags(libc::MSG_NOSIGNAL as u32)
+                .build()
+        };
+        send.in_flight = bytes;
+        drop(send);
+        self.start(index, Op::Send, entry);
+    }
+
+    fn submit(&mut self, entry: squeue::Entry) {
+        if self.backlog.is_empty() {
+            // SAFETY: what the entry points to lies in its slot (boxed) or the buffer ring until its last completion.
+            let pushed = unsafe { self.ring.submission().push(&entry) };
+            if pushed.is_ok() {
+                return;
+            }
+        }
+        self.backlog.push_back(entry);
+    }
+
+    /// Moves the backlog into the submission queue, submitting as often as that takes.
+    fn submit_backlog(&mut self) -> io::Result<()> {
+        while let Some(entry) = self.backlog.front() {
+            // SAFETY: as in `submit`.
+            let pushed = unsafe { self.ring.submission().push(entry) };
+            if pushed.is_ok() {
+                self.backlog.pop_front();
+                continue;
+            }
+            self.meters.syscalls.add(1);
+            match self.ring.submit() {
+                Ok(count) => self.meters.submissions.add(count as u64),
+                // The completion queue is full: complete first, submit the rest next turn.
+                Err(error) if is_passing(&error) => return Ok(()),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn enter(&mut self, wait: Option<Duration>) -> io::Result<()> {
+        self.submit_backlog()?;
+        let wait = if self.backlog.is_empty() {
+            wait
+        } else {
+            Some(Duration::ZERO)
+        };
+        let may_wait = wait.is_none_or(|wait| !wait.is_zero());
+        let queue = self.ring.submission();
+        let is_idle = queue.is_empty() && !queue.taskrun() && !queue.cq_overflow();
+        drop(queue);
+        if is_idle && !may_wait {
+            return Ok(());
+        }
+        self.meters.syscalls.add(1);
+        let submitter = self.ring.submitter();
+        let entered = match wait {
+            Some(wait) if may_wait => {
+                let span = Timespec::from(wait);
+                submitter.submit_with_args(1, &SubmitArgs::new().timespec(&span))
+            }
+            Some(_) => submitter.submit(),
+            None => submitter.submit_and_wait(1),
+        };
+        match entered {
+            Ok(count) => self.meters.submissions.add(count as u64),
+            Err(error) if is_passing(&error) => {}
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    pub(crate) fn turn(
+        &mut self,
+        wait: Option<Duration>,
+        woken: &mut Vec<Waker>,
+    ) -> io::Result<()> {
+        self.buffers.fill();
+        self.feed_starved();
+        if self.meters.turns.read().is_multiple_of(TURNS_PER_NARROW) {
+            self.buffers.narrow();
+        }
+        self.enter(wait)?;
+        self.complete(woken);
+        Ok(())
+    }
+
+    /// Arms parked streams, as many as there are published blocks.
+    fn feed_starved(&mut self) {
+        for _ in 0..self.starved.len().min(self.buffers.published()) {
+            let Some(index) = self.starved.pop_front() else {
+                return;
+            };
+            let slot = &self.slots[index as usize];
+            let Some(socket) = slot.socket.clone() else {
+                continue;
+            };
+            if !slot.is_closing && socket.recv.borrow().arm == Arm::Parked {
+                self.arm_recv(index, &socket);
+            }
+        }
+    }
+
+    fn complete(&mut self, woken: &mut Vec<Waker>) {
+        let mut batch = mem::take(&mut self.batch);
+        batch.extend(self.ring.completion());
+        self.meters.completions.add(batch.len() as u64);
+        for completion in batch.drain(..) {
+            self.complete_one(&completion, woken);
+        }
+        self.batch = batch;
+    }
+
+    fn complete_one(&mut self, completion: &cqueue::Entry, woken: &mut Vec<Waker>) {
+        let user_data = completion.user_data();
+        let is_last = !cqueue::more(completion.flags());
+        if user_data == WAKE {
+            if is_last {
+                self.watch_event();
+            }
+            return;
+        }
+        let index = (user_data >> 32) as u32;
+        let Some(op) = Op::of(user_data) else { return };
+        let slot = &mut self.slots[index as usize];
+        debug_assert_eq!(u64::from(slot.generation), user_data >> 8 & 0xff_ffff);
+        let Some(socket) = slot.socket.clone() else {
+            return;
+        };
+        if op == Op::Cancel {
+            slot.cancels -= 1;
+        } else if is_last {
+            slot.in_flight &= !op.bit();
+        }
+        let is_closing = slot.is_closing;
+        let result = completion.result();
+        match op {
+            Op::Accept => self.accepted(index, &socket, result, woken),
+            Op::Cancel => {}
+            Op::Connect => connected(&socket, result, woken),
+            Op::Recv => self.received(index, &socket, completion, woken),
+            Op::Send => self.sent(index, &socket, result, woken),
+        }
+        if is_closing {
+            self.retire(index);
+        }
+    }
+
+    fn accepted(&mut self, index: u32, socket: &Socket, result: i32, woken: &mut Vec<Waker>) {
+        let slot = &self.slots[index as usize];
+        let (is_closing, is_armed) = (slot.is_closing, slot.in_flight & Op::Accept.bit() != 0);
+        let mut side = socket.accept.borrow_mut();
+        if !is_armed {
+            side.arm = Arm::Idle;
+        }
+        if result >= 0 {
+            let Ok(fd) = owned(result) else { return };
+            self.meters.syscalls.add(1);
+            let peer = socket2::SockRef::from(&fd).peer_addr();
+            // Without an address the peer has reset already: the connection is of no use to anybody.
+            if let Some(peer) = peer.ok().and_then(|peer| peer.as_socket())
+                && !is_closing
+            {
+                side.ready.push_back((fd, peer));
+            }
+        } else if result != -libc::ECANCELED
+            && result != -libc::EAGAIN
+            && !is_of_connection(-result)
+        {
+            side.errno = Some(-result);
+        }
+        if is_closing {
+            return;
+        }
+        let has_news = !side.ready.is_empty() || side.errno.is_some();
+        if has_news {
+            woken.append(&mut side.wakers);
+        }
+        let is_full = side.ready.len() >= AHEAD_ACCEPTS;
+        if is_full && side.arm == Arm::Armed {
+            side.arm = Arm::Cancelling;
+            drop(side);
+            self.cancel(index, Op::Accept);
+        } else if side.arm == Arm::Idle && !has_news && !side.wakers.is_empty() {
+            // Ended without a result while somebody waits.
+            woken.append(&mut side.wakers);
+        }
+    }
+
+    fn received(
+        &mut self,
+        index: u32,
+        socket: &Rc<Socket>,
+        completion: &cqueue::Entry,
+        woken: &mut Vec<Waker>,
+    ) {
+        let result = completion.result();
+        let bytes = cqueue::buffer_select(completion.flags())
+            .and_then(|id| self.buffers.claim(id, result.max(0) as usize));
+        let slot = &self.slots[index as usize];
+        let is_armed = slot.in_flight & Op::Recv.bit() != 0;
+        if slot.is_closing {
+            return;
+        }
+        let mut recv = socket.recv.borrow_mut();
+        if !is_armed {
+            recv.arm = Arm::Idle;
+        }
+        match result {
+            1.. => {
+                self.meters.recv_bytes.add(result as u64);
+                recv.queue.extend(bytes);
+                woken.extend(recv.waker.take());
+            }
+            0 => woken.extend(recv.finish(End::Fin)),
+            _ => match -result {
+                libc::ECANCELED | libc::EAGAIN | libc::EINTR => {}
+                libc::EINVAL if self.is_capped => self.is_capped = false,
+                libc::ENOBUFS => {
+                    self.meters.buffer_exhausted.add(1);
+                    self.buffers.widen();
+                    recv.arm = Arm::Parked;
+                    self.starved.push_back(index);
+                }
+                errno => woken.extend(recv.finish(End::Errno(errno))),
+            },
+        }
+        if recv.wants_more() {
+            drop(recv);
+            self.arm_recv(index, socket);
+        } else if recv.arm == Arm::Armed && recv.queue.len() > AHEAD_BLOCKS {
+            recv.arm = Arm::Cancelling;
+            drop(recv);
+            self.cancel(index, Op::Recv);
+        }
+    }
+
+    fn sent(&mut self, index: u32, socket: &Rc<Socket>, result: i32, woken: &mut Vec<Waker>) {
+        let slot = &mut self.slots[index as usize];
+        let is_closing = slot.is_closing;
+        if let Some(gather) = &mut slot.gather {
+            gather.bufs.clear();
+        }
+        let mut send = socket.send.borrow_mut();
+        send.in_flight = 0;
+        match -result {
+            ..=-1 => {
+                self.meters.sent_bytes.add(result as u64);
+                send.consume(result as usize);
+            }
+            libc::EAGAIN | libc::EINTR => {}
+            0 => send.fail(libc::EPIPE),
+            errno => send.fail(errno),
+        }
+        if is_closing {
+            return;
+        }
+        if send.committed > 0 {
+            drop(send);
+            self.send(index, socket);
+            return;
+        }
+        woken.extend(send.waker.take());
+        drop(send);
+        socket.settle_fin();
+    }
+
+    /// Cancels everything and waits for it, so that the memory of operations and blocks can be freed.
+    fn shut_down(&mut self) -> io::Result<()> {
+        for index in 0..self.slots.len() as u32 {
+            let Some(socket) = self.slots[index as usize].socket.clone() else {
+                continue;
+            };
+            for op in [Op::Accept, Op::Connect, Op::Recv, Op::Send] {
+                if self.slots[index as usize].in_flight & op.bit() != 0 {
+                    self.cancel(index, op);
+                }
+            }
+            socket
+                .recv
+                .borrow_mut()
+                .end
+                .get_or_insert(End::Errno(libc::ECANCELED));
+            socket.send.borrow_mut().committed = 0;
+        }
+        let mut woken = Vec::new();
+        while self
+            .slots
+            .iter()
+            .any(|slot| slot.in_flight != 0 || slot.cancels != 0)
+        {
+            self.enter(Some(Duration::from_secs(1)))?;
+            self.complete(&mut woken);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Ring {
+    fn drop(&mut self) {
+        if self.shut_down().is_err() {
+            // The kernel may still write: leaving the memory to it is the only safe end.
+            self.buffers.leak();
+            mem::forget(mem::take(&mut self.slots));
+        }
+    }
+}
+
+fn connected(socket: &Socket, result: i32, woken: &mut Vec<Waker>) {
+    socket.is_connecting.set(false);
+    let mut send = socket.send.borrow_mut();
+    if result < 0 {
+        send.fail(-result);
+    }
+    woken.extend(send.waker.take());
+}
+
+/// Errors of enter that the next turn mends: a signal, a wait that ran out, no room for completions.
+fn is_passing(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EINTR | libc::ETIME | libc::EBUSY | libc::EAGAIN)
+    )
+}
+
+/// A ring of this thread alone whose completions are run when it asks for them; disabled until restricted.
+pub(crate) fn build(entries: u32) -> io::Result<IoUring> {
+    IoUring::builder()
+        .dontfork()
+        .setup_clamp()
+        .setup_cqsize(entries.saturating_mul(8).max(1024))
+        .setup_single_issuer()
+        .setup_defer_taskrun()
+        .setup_taskrun_flag()
+        .setup_submit_all()
+        .setup_r_disabled()
+        .build(entries)
+}
+
+/// Operations this driver submits, by name; the probe asks the kernel for each.
+pub(crate) const OPCODES: [(&str, u8); 7] = [
+    ("ACCEPT", opcode::Accept::CODE),
+    ("ASYNC_CANCEL", opcode::AsyncCancel::CODE),
+    ("CONNECT", opcode::Connect::CODE),
+    ("POLL_ADD", opcode::PollAdd::CODE),
+    ("RECV", opcode::Recv::CODE),
+    ("SEND", opcode::Send::CODE),
+    ("SENDMSG", opcode::SendMsg::CODE),
+];
+
+/// Allows these operations and nothing else, for the life of the ring.
+fn restrict(ring: &IoUring) -> io::Result<()> {
+    let mut allowed: Vec<_> = OPCODES
+        .iter()
+        .map(|(_, code)| Restriction::sqe_op(*code))
+        .collect();
+    allowed.push(Restriction::sqe_flags_allowed(
+        squeue::Flags::BUFFER_SELECT.bits(),
+    ));
+    allowed.push(Restriction::register_op(REGISTER_ENABLE_RINGS));
+    ring.submitter().register_restrictions(&mut allowed)
+}
+
+const REGISTER_ENABLE_RINGS: u8 = 12;
+
+/// Bounds the bytes that a multishot receive takes in all before it ends: the entry's `optlen` field, which the crate
+/// does not name yet.
+fn capped(entry: squeue::Entry, bytes: u32) -> squeue::Entry {
+    const OPTLEN_WORD: usize = 11;
+    const { assert!(mem::size_of::<squeue::Entry>() == 64) };
+    // SAFETY: an entry is 64 bytes of integers (repr(C) over the kernel's struct), valid in any bit pattern, and an
+    // array of words has no padding.
+    let mut words: [u32; 16] = unsafe { mem::transmute(entry) };
+    words[OPTLEN_WORD] = bytes;
+    // SAFETY: as above.
+    unsafe { mem::transmute::<[u32; 16], squeue::Entry>(words) }
+}

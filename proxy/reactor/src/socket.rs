@@ -1,0 +1,217 @@
+//! **Purpose.** What a socket's owner and its driver share: queues, wakers and how far each side is.
+//!
+//! **Shape.** [`Socket`] has a receive, a send and an accept side, each borrowed for moments only. Drivers fill
+//! the receive queue and empty the send queue; `tcp` does the opposite.
+//!
+//! **Limits.** [`AHEAD_BLOCKS`], [`AHEAD_ACCEPTS`].
+//!
+//! **Errors.** An error of either side stays: every later call returns it again.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::task::{Context, Waker};
+
+use socket2::SockRef;
+
+use crate::buffers::Buf;
+
+/// Most blocks received ahead of a stream's reader.
+pub const AHEAD_BLOCKS: usize = 4;
+/// Most connections accepted ahead of a listener's caller.
+pub(crate) const AHEAD_ACCEPTS: usize = 16;
+/// Most slices in one gathered send.
+pub(crate) const GATHER: usize = 64;
+
+/// What became of a request to a driver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// The queue, or the end, has changed: look again.
+    Moved,
+    /// It will wake the side's waker.
+    Wait,
+}
+
+/// A descriptor that only its driver closes: on the ring, after the last completion that names it.
+pub(crate) struct Socket {
+    raw: RawFd,
+    owned: RefCell<Option<OwnedFd>>,
+    pub(crate) token: Cell<u32>,
+    pub(crate) is_connecting: Cell<bool>,
+    pub(crate) accept: RefCell<AcceptSide>,
+    pub(crate) recv: RefCell<RecvSide>,
+    pub(crate) send: RefCell<SendSide>,
+}
+
+impl Socket {
+    pub(crate) fn new(fd: OwnedFd) -> Self {
+        Self {
+            raw: fd.as_raw_fd(),
+            owned: RefCell::new(Some(fd)),
+            token: Cell::new(u32::MAX),
+            is_connecting: Cell::new(false),
+            accept: RefCell::default(),
+            recv: RefCell::default(),
+            send: RefCell::default(),
+        }
+    }
+
+    pub(crate) fn raw(&self) -> RawFd {
+        self.raw
+    }
+
+    /// Runs `act` on the descriptor. Errors when it is closed.
+    pub(crate) fn with_fd<T>(
+        &self,
+        act: impl FnOnce(SockRef<'_>) -> io::Result<T>,
+    ) -> io::Result<T> {
+        match &*self.owned.borrow() {
+            Some(fd) => act(SockRef::from(fd)),
+            None => Err(io::ErrorKind::NotConnected.into()),
+        }
+    }
+
+    pub(crate) fn close(&self) {
+        let fd = self.owned.borrow_mut().take();
+        drop(fd);
+    }
+
+    /// Bytes, FIN or an error wait in the kernel; takes nothing.
+    pub(crate) fn peek(&self) -> bool {
+        let mut byte = [std::mem::MaybeUninit::uninit()];
+        !matches!(self.with_fd(|fd| fd.peek(&mut byte)), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+    }
+
+    /// Sends FIN now, or, while bytes are queued, once they are gone.
+    pub(crate) fn shutdown_write(&self) -> io::Result<()> {
+        let mut send = self.send.borrow_mut();
+        if send.queued > 0 {
+            send.is_fin_due = true;
+            return Ok(());
+        }
+        drop(send);
+        self.with_fd(|fd| fd.shutdown(std::net::Shutdown::Write))
+    }
+
+    /// The send queue ran empty: sends a FIN that waited for it.
+    pub(crate) fn settle_fin(&self) {
+        let mut send = self.send.borrow_mut();
+        if send.queued == 0 && std::mem::take(&mut send.is_fin_due) {
+            drop(send);
+            // A peer that reset meanwhile shows in the next call on either side.
+            let _ = self.with_fd(|fd| fd.shutdown(std::net::Shutdown::Write));
+        }
+    }
+}
+
+/// Puts `cx`'s waker into `held` and returns what it replaces, to be dropped outside of any borrow.
+pub(crate) fn register(held: &mut Option<Waker>, cx: &Context<'_>) -> Option<Waker> {
+    match held {
+        Some(waker) if waker.will_wake(cx.waker()) => None,
+        _ => held.replace(cx.waker().clone()),
+    }
+}
+
+/// How a side stands with its driver.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Arm {
+    /// A multishot receive is in the kernel.
+    Armed,
+    /// It is being cancelled: its last completion is still to come.
+    Cancelling,
+    /// Readiness is known without arming (epoll).
+    #[default]
+    Direct,
+    /// Nothing is in the kernel.
+    Idle,
+    /// No block was left; armed again when one comes back.
+    Parked,
+}
+
+/// The end of the incoming bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    Errno(i32),
+    Fin,
+}
+
+#[derive(Default)]
+pub(crate) struct RecvSide {
+    pub(crate) queue: VecDeque<Buf>,
+    pub(crate) end: Option<End>,
+    pub(crate) waker: Option<Waker>,
+    pub(crate) arm: Arm,
+    /// Epoll: the kernel may have something. Begins true, so that the first look needs no event.
+    pub(crate) is_readable: bool,
+    /// Epoll: FIN or an error is known to follow, so a short read does not mean "empty".
+    pub(crate) is_hung_up: bool,
+}
+
+impl RecvSide {
+    /// True when a read has made room for another receive.
+    pub(crate) fn wants_more(&self) -> bool {
+        self.arm == Arm::Idle && self.queue.len() <= 1 && self.end.is_none()
+    }
+
+    /// Keeps the end and hands the waker over.
+    pub(crate) fn finish(&mut self, end: End) -> Option<Waker> {
+        self.end.get_or_insert(end);
+        self.waker.take()
+    }
+}
+
+#[derive(Default)]
+pub(crate) struct SendSide {
+    pub(crate) queue: VecDeque<Buf>,
+    /// Bytes in the queue and in flight.
+    pub(crate) queued: usize,
+    /// Of these, how many a flush was asked for.
+    pub(crate) committed: usize,
+    /// Of these, how many an operation in the kernel holds.
+    pub(crate) in_flight: usize,
+    pub(crate) sent: u64,
+    pub(crate) error: Option<i32>,
+    pub(crate) is_fin_due: bool,
+    pub(crate) waker: Option<Waker>,
+    /// Epoll: the kernel may have room.
+    pub(crate) is_writable: bool,
+}
+
+impl SendSide {
+    /// Takes `count` sent bytes off the front of the queue.
+    pub(crate) fn consume(&mut self, count: usize) {
+        self.queued -= count;
+        self.committed = self.committed.saturating_sub(count);
+        self.sent += count as u64;
+        let mut left = count;
+        while let Some(front) = self.queue.front_mut() {
+            if front.len() > left {
+                front.advance(left);
+                break;
+            }
+            left -= front.len();
+            self.queue.pop_front();
+        }
+    }
+
+    /// Keeps an error and gives up what is queued.
+    pub(crate) fn fail(&mut self, errno: i32) {
+        self.error.get_or_insert(errno);
+        self.queue.clear();
+        self.queued = 0;
+        self.committed = 0;
+        self.in_flight = 0;
+    }
+}
+
+#[derive(Default)]
+pub(crate) struct AcceptSide {
+    pub(crate) ready: VecDeque<(OwnedFd, SocketAddr)>,
+    pub(crate) errno: Option<i32>,
+    pub(crate) wakers: Vec<Waker>,
+    pub(crate) arm: Arm,
+    /// Epoll: registered with the epoll instance.
+    pub(crate) is_registered: bool,
+}
