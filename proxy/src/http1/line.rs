@@ -1,0 +1,234 @@
+//! **Purpose.** Header lines: cut at CR LF, checked byte by byte, classed by name.
+//!
+//! **Shape.** A [`Cursor`] walks the received bytes and remembers how far it looked, so that input of one byte at a time
+//! costs no more than all at once. A [`Line`] is five offsets and the [`Name`] that forwarding cares about.
+//!
+//! **Limits.** Offsets are 32 bits wide; heads are bounded far below that.
+//!
+//! **Source.** RFC 9112 §2.2 and §5, without what it merely tolerates: bare LF and obs-fold are refused.
+
+use memchr::memchr;
+
+/// Names that decide framing, forwarding or trust. Prefixes count where the doc says so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Name {
+    Connection,
+    ContentLength,
+    Date,
+    Expect,
+    Host,
+    Http2Settings,
+    IdempotencyKey,
+    KeepAlive,
+    Other,
+    /// `outrigger-*`
+    Outrigger,
+    ProxyConnection,
+    Server,
+    Te,
+    Trailer,
+    TransferEncoding,
+    Upgrade,
+    /// `x-envoy-*`
+    XEnvoy,
+    XForwardedClientCert,
+    XForwardedFor,
+    XForwardedProto,
+    XRequestId,
+}
+
+impl Name {
+    /// The class of a header name, in any letter case.
+    pub(super) fn of(name: &[u8]) -> Self {
+        let is = |text: &str| name.eq_ignore_ascii_case(text.as_bytes());
+        match name.len() {
+            2 if is("te") => Self::Te,
+            4 if is("host") => Self::Host,
+            4 if is("date") => Self::Date,
+            6 if is("expect") => Self::Expect,
+            6 if is("server") => Self::Server,
+            7 if is("upgrade") => Self::Upgrade,
+            7 if is("trailer") => Self::Trailer,
+            10 if is("connection") => Self::Connection,
+            10 if is("keep-alive") => Self::KeepAlive,
+            12 if is("x-request-id") => Self::XRequestId,
+            14 if is("content-length") => Self::ContentLength,
+            14 if is("http2-settings") => Self::Http2Settings,
+            15 if is("x-forwarded-for") => Self::XForwardedFor,
+            15 if is("idempotency-key") => Self::IdempotencyKey,
+            16 if is("proxy-connection") => Self::ProxyConnection,
+            17 if is("transfer-encoding") => Self::TransferEncoding,
+            17 if is("x-forwarded-proto") => Self::XForwardedProto,
+            27 if is("x-forwarded-client-cert") => Self::XForwardedClientCert,
+            _ if starts_with(name, b"x-envoy-") => Self::XEnvoy,
+            _ if starts_with(name, b"outrigger-") => Self::Outrigger,
+            _ => Self::Other,
+        }
+    }
+
+    /// Concerns one connection only, and is never passed on as it came.
+    pub(super) fn is_hop_by_hop(self) -> bool {
+        matches!(
+            self,
+            Self::Connection
+                | Self::Http2Settings
+                | Self::KeepAlive
+                | Self::ProxyConnection
+                | Self::Te
+                | Self::Trailer
+                | Self::TransferEncoding
+                | Self::Upgrade
+        )
+    }
+}
+
+/// One header line within the received bytes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Line {
+    start: u32,
+    name_end: u32,
+    value_start: u32,
+    value_end: u32,
+    end: u32,
+    /// What its name means to us.
+    pub(super) name: Name,
+    /// Not to be seen by routing and not passed on (nominated by `Connection`, or dropped by configuration).
+    pub(super) is_dropped: bool,
+}
+
+impl Line {
+    /// Parses the line from `start` to its LF at `lf`. `None`: not a header line.
+    pub(super) fn parse(bytes: &[u8], start: usize, lf: usize) -> Option<Self> {
+        let text = bytes.get(start..lf)?.strip_suffix(b"\r")?;
+        let colon = memchr(b':', text)?;
+        let (name, value) = (&text[..colon], &text[colon + 1..]);
+        if !is_token(name) || !is_field_value(value) {
+            return None;
+        }
+        let lead = value.iter().take_while(|b| is_blank(**b)).count();
+        let trail = value[lead..].iter().rev().take_while(|b| is_blank(**b)).count();
+        let value_start = start + colon + 1 + lead;
+        Some(Self {
+            start: narrow(start),
+            name_end: narrow(start + colon),
+            value_start: narrow(value_start),
+            value_end: narrow(start + text.len() - trail),
+            end: narrow(lf + 1),
+            name: Name::of(name),
+            is_dropped: false,
+        })
+    }
+
+    /// The name as received.
+    pub(super) fn name_in<'a>(&self, bytes: &'a [u8]) -> &'a [u8] {
+        part(bytes, self.start, self.name_end)
+    }
+
+    /// The value without blanks around it.
+    pub(super) fn value_in<'a>(&self, bytes: &'a [u8]) -> &'a [u8] {
+        part(bytes, self.value_start, self.value_end)
+    }
+
+    /// Where the value is.
+    pub(super) fn value_range(&self) -> (u32, u32) {
+        (self.value_start, self.value_end)
+    }
+
+    /// Where the line starts.
+    pub(super) fn start(&self) -> usize {
+        wide(self.start)
+    }
+
+    /// One past its LF.
+    pub(super) fn end(&self) -> usize {
+        wide(self.end)
+    }
+}
+
+/// A walk over received lines that can stop and go on when more has come.
+#[derive(Debug, Default)]
+pub(super) struct Cursor {
+    next: usize,
+    scanned: usize,
+}
+
+impl Cursor {
+    /// Start of the line that is not yet taken.
+    pub(super) fn next(&self) -> usize {
+        self.next
+    }
+
+    /// The next whole line: where it starts, and where its LF is.
+    pub(super) fn take_line(&mut self, bytes: &[u8]) -> Option<(usize, usize)> {
+        let from = self.scanned.max(self.next);
+        let Some(offset) = memchr(b'\n', bytes.get(from..).unwrap_or_default()) else {
+            self.scanned = bytes.len();
+            return None;
+        };
+        let (start, lf) = (self.next, from + offset);
+        self.next = lf + 1;
+        self.scanned = lf + 1;
+        Some((start, lf))
+    }
+}
+
+/// Bytes of `start..end`; empty when they are not there, which only a table used with foreign bytes can cause.
+pub(super) fn part(bytes: &[u8], start: u32, end: u32) -> &[u8] {
+    bytes.get(wide(start)..wide(end)).unwrap_or_default()
+}
+
+/// An offset within a head. Saturates: a head beyond 4 GiB is refused long before by its limit.
+pub(super) fn narrow(offset: usize) -> u32 {
+    u32::try_from(offset).unwrap_or(u32::MAX)
+}
+
+/// The same offset for slicing.
+pub(super) fn wide(offset: u32) -> usize {
+    usize::try_from(offset).unwrap_or(usize::MAX)
+}
+
+/// `bytes` is a token of RFC 9110 §5.6.2.
+pub(super) fn is_token(bytes: &[u8]) -> bool {
+    !bytes.is_empty() && bytes.iter().all(|&b| TOKEN[usize::from(b)])
+}
+
+/// No control byte but TAB. Written without an early exit, so that it is done many bytes at a time.
+pub(super) fn is_field_value(bytes: &[u8]) -> bool {
+    !bytes.iter().fold(false, |bad, &b| bad | ((b < 0x20) & (b != b'\t')) | (b == 0x7f))
+}
+
+/// Blank within a line.
+pub(super) fn is_blank(b: u8) -> bool {
+    b == b' ' || b == b'\t'
+}
+
+/// `bytes` without blanks around it.
+pub(super) fn trim(mut bytes: &[u8]) -> &[u8] {
+    while let [b, rest @ ..] = bytes
+        && is_blank(*b)
+    {
+        bytes = rest;
+    }
+    while let [rest @ .., b] = bytes
+        && is_blank(*b)
+    {
+        bytes = rest;
+    }
+    bytes
+}
+
+/// Begins with `prefix` (lower case) in any letter case.
+pub(super) fn starts_with(bytes: &[u8], prefix: &[u8]) -> bool {
+    bytes.get(..prefix.len()).is_some_and(|head| head.eq_ignore_ascii_case(prefix))
+}
+
+static TOKEN: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut b = 0;
+    while b < 256 {
+        table[b] = matches!(b as u8, b'!' | b'#'..=b'\'' | b'*' | b'+' | b'-' | b'.' | b'0'..=b'9'
+            | b'A'..=b'Z' | b'^'..=b'z' | b'|' | b'~');
+        b += 1;
+    }
+    table
+};
