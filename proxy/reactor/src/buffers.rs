@@ -111,11 +111,7 @@ impl Pool {
         });
         self.live.set(self.live.get() + 1);
         let bytes = (0..self.block_bytes).map(|_| UnsafeCell::new(0)).collect();
-        Some(Rc::new(Block {
-            id,
-            bytes,
-            pool: self.this.clone(),
-        }))
+        Some(Rc::new(Block { id, bytes, pool: self.this.clone() }))
     }
 
     /// Takes a block back. Its `Rc` must be the only one.
@@ -213,9 +209,7 @@ impl BufferRing {
 
     /// A long time passed: publish fewer from now on.
     pub(crate) fn narrow(&mut self) {
-        self.target = (self.target * 3 / 4)
-            .max(PUBLISHED_AT_REST)
-            .min(self.pool.limit());
+        self.target = (self.target * 3 / 4).max(PUBLISHED_AT_REST).min(self.pool.limit());
     }
 
     /// Publishes blocks up to the target, hottest first.
@@ -242,8 +236,7 @@ impl BufferRing {
             return;
         }
         // SAFETY: the tail lies in the mapping's first entry, aligned to two bytes, and only this thread stores it.
-        let tail =
-            unsafe { AtomicU16::from_ptr(BufRingEntry::tail(self.base.as_ptr()).cast_mut()) };
+        let tail = unsafe { AtomicU16::from_ptr(BufRingEntry::tail(self.base.as_ptr()).cast_mut()) };
         tail.store(self.tail, Ordering::Release);
     }
 
@@ -304,20 +297,12 @@ impl Buf {
 
     /// Static bytes.
     pub fn from_static(bytes: &'static [u8]) -> Self {
-        Self {
-            storage: Storage::Static(bytes),
-            start: 0,
-            end: bytes.len(),
-        }
+        Self { storage: Storage::Static(bytes), start: 0, end: bytes.len() }
     }
 
     /// Fills a recycled vector, which `fill` finds empty: no allocation at steady state.
     pub fn build(fill: impl FnOnce(&mut Vec<u8>)) -> Self {
-        let mut shared = RECYCLED
-            .try_with(|recycled| recycled.borrow_mut().pop())
-            .ok()
-            .flatten()
-            .unwrap_or_default();
+        let mut shared = RECYCLED.try_with(|recycled| recycled.borrow_mut().pop()).ok().flatten().unwrap_or_default();
         if let Some(bytes) = Rc::get_mut(&mut shared) {
             fill(bytes);
         }
@@ -336,11 +321,7 @@ impl Buf {
             Bound::Excluded(&at) => at,
             Bound::Unbounded => self.len(),
         };
-        assert!(
-            from <= to && to <= self.len(),
-            "slice {from}..{to} of {} bytes",
-            self.len()
-        );
+        assert!(from <= to && to <= self.len(), "slice {from}..{to} of {} bytes", self.len());
         let mut part = self.clone();
         part.start = self.start + from;
         part.end = self.start + to;
@@ -356,11 +337,7 @@ impl Buf {
 
     /// Drops the first `count` bytes. Panics when there are fewer.
     pub fn advance(&mut self, count: usize) {
-        assert!(
-            count <= self.len(),
-            "advance by {count} of {} bytes",
-            self.len()
-        );
+        assert!(count <= self.len(), "advance by {count} of {} bytes", self.len());
         self.start += count;
     }
 
@@ -377,20 +354,12 @@ impl Buf {
     pub(crate) fn pooled(block: Rc<Block>, len: usize) -> Self {
         debug_assert!(len <= block.len());
         let end = len.min(block.len());
-        Self {
-            storage: Storage::Pooled(block),
-            start: 0,
-            end,
-        }
+        Self { storage: Storage::Pooled(block), start: 0, end }
     }
 
     fn built(bytes: Rc<Vec<u8>>) -> Self {
         let end = bytes.len();
-        Self {
-            storage: Storage::Built(bytes),
-            start: 0,
-            end,
-        }
+        Self { storage: Storage::Built(bytes), start: 0, end }
     }
 }
 
@@ -564,9 +533,7 @@ mod tests {
     #[test]
     fn load_takes_blocks_up_to_the_limit_and_gives_memory_back() {
         let pool = Pool::new(2, 5, 64);
-        let held: Vec<_> = (0..5)
-            .map(|_| Buf::pooled(pool.take().unwrap(), 1))
-            .collect();
+        let held: Vec<_> = (0..5).map(|_| Buf::pooled(pool.take().unwrap(), 1)).collect();
         assert!(pool.take().is_none());
         assert!(pool.is_pressed());
         assert_eq!(pool.available(), 0);

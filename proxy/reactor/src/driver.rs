@@ -32,9 +32,7 @@ impl WakeEvent {
     pub(crate) fn new() -> io::Result<Self> {
         // SAFETY: takes no pointer.
         let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
-        Ok(Self {
-            file: File::from(owned(fd)?),
-        })
+        Ok(Self { file: File::from(owned(fd)?) })
     }
 
     pub(crate) fn raw(&self) -> RawFd {
@@ -58,11 +56,7 @@ pub(crate) fn owned(fd: RawFd) -> io::Result<OwnedFd> {
 
 /// A non-blocking stream socket for `peer`'s family, TCP_NODELAY set.
 pub(crate) fn stream_socket(peer: &SocketAddr) -> io::Result<OwnedFd> {
-    let family = if peer.is_ipv4() {
-        libc::AF_INET
-    } else {
-        libc::AF_INET6
-    };
+    let family = if peer.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
     let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
     // SAFETY: takes no pointer.
     let fd = owned(unsafe { libc::socket(family, kind, libc::IPPROTO_TCP) })?;
@@ -96,9 +90,7 @@ impl Driver {
     ) -> io::Result<Self> {
         Ok(match kind {
             DriverKind::Epoll => Self::Epoll(Epoll::new(pool, meters, event.clone())?),
-            DriverKind::Uring => {
-                Self::Uring(Box::new(Ring::new(options, pool, meters, event.clone())?))
-            }
+            DriverKind::Uring => Self::Uring(Box::new(Ring::new(options, pool, meters, event.clone())?)),
         })
     }
 
@@ -144,11 +136,7 @@ impl Driver {
 
     /// Submits, waits for at most `wait` (`None`: until something happens) and completes. Wakers to call are added to
     /// `woken`.
-    pub(crate) fn turn(
-        &mut self,
-        wait: Option<Duration>,
-        woken: &mut Vec<Waker>,
-    ) -> io::Result<()> {
+    pub(crate) fn turn(&mut self, wait: Option<Duration>, woken: &mut Vec<Waker>) -> io::Result<()> {
         either!(self, turn(wait, woken))
     }
 }

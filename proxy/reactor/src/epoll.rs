@@ -52,11 +52,7 @@ pub(crate) struct Epoll {
 }
 
 impl Epoll {
-    pub(crate) fn new(
-        pool: Rc<Pool>,
-        meters: Rc<Meters>,
-        event: Arc<WakeEvent>,
-    ) -> io::Result<Self> {
+    pub(crate) fn new(pool: Rc<Pool>, meters: Rc<Meters>, event: Arc<WakeEvent>) -> io::Result<Self> {
         // SAFETY: takes no pointer.
         let fd = owned(unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) })?;
         let epoll = Self {
@@ -75,10 +71,7 @@ impl Epoll {
     }
 
     fn control(&self, operation: i32, fd: i32, events: i32, token: u64) -> io::Result<()> {
-        let mut event = libc::epoll_event {
-            events: events as u32,
-            u64: token,
-        };
+        let mut event = libc::epoll_event { events: events as u32, u64: token };
         self.meters.syscalls.add(1);
         // SAFETY: `event` lives through the call, which keeps no pointer to it.
         let done = unsafe { libc::epoll_ctl(self.fd.as_raw_fd(), operation, fd, &mut event) };
@@ -146,12 +139,7 @@ impl Epoll {
             // pointer to.
             let accepted = unsafe {
                 SockAddr::try_init(|address, len| {
-                    owned(libc::accept4(
-                        socket.raw(),
-                        address.cast(),
-                        len,
-                        libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK,
-                    ))
+                    owned(libc::accept4(socket.raw(), address.cast(), len, libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK))
                 })
             };
             let mut side = socket.accept.borrow_mut();
@@ -234,11 +222,7 @@ impl Epoll {
             self.meters.syscalls.add(1);
             recv.is_readable = socket.peek();
         }
-        if recv.is_readable {
-            Step::Moved
-        } else {
-            Step::Wait
-        }
+        if recv.is_readable { Step::Moved } else { Step::Wait }
     }
 
     pub(crate) fn push(&mut self, socket: &Rc<Socket>) -> Step {
@@ -282,30 +266,19 @@ impl Epoll {
         socket.close();
     }
 
-    pub(crate) fn turn(
-        &mut self,
-        wait: Option<Duration>,
-        woken: &mut Vec<Waker>,
-    ) -> io::Result<()> {
+    pub(crate) fn turn(&mut self, wait: Option<Duration>, woken: &mut Vec<Waker>) -> io::Result<()> {
         let before = woken.len();
         self.feed_starved(woken);
         let wait_ms = if woken.len() > before {
             0
         } else {
             // Rounded up: a wait that ends before its timer would spin for the rest of the millisecond.
-            wait.map_or(-1, |wait| {
-                wait.as_nanos().div_ceil(1_000_000).min(i32::MAX as u128) as i32
-            })
+            wait.map_or(-1, |wait| wait.as_nanos().div_ceil(1_000_000).min(i32::MAX as u128) as i32)
         };
         self.meters.syscalls.add(1);
         // SAFETY: `events` has room for as many entries as the call is told, and outlives it.
         let count = unsafe {
-            libc::epoll_wait(
-                self.fd.as_raw_fd(),
-                self.events.as_mut_ptr(),
-                self.events.len() as i32,
-                wait_ms,
-            )
+            libc::epoll_wait(self.fd.as_raw_fd(), self.events.as_mut_ptr(), self.events.len() as i32, wait_ms)
         };
         if count < 0 {
             return match last_errno() {
@@ -419,7 +392,5 @@ pub(crate) fn is_of_connection(errno: i32) -> bool {
 }
 
 fn last_errno() -> i32 {
-    io::Error::last_os_error()
-        .raw_os_error()
-        .unwrap_or(libc::EIO)
+    io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO)
 }

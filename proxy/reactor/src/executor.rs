@@ -40,10 +40,7 @@ thread_local! {
 
 /// The runtime that this thread is inside of.
 pub(crate) fn current() -> Option<Rc<Core>> {
-    CURRENT
-        .try_with(|current| current.borrow().clone())
-        .ok()
-        .flatten()
+    CURRENT.try_with(|current| current.borrow().clone()).ok().flatten()
 }
 
 /// As [`current`], for calls that mean nothing elsewhere.
@@ -170,25 +167,12 @@ struct TaskTable {
 impl TaskTable {
     fn insert(&mut self, future: LocalFuture, remote: &Arc<Remote>) -> TaskKey {
         let index = self.vacant.pop().unwrap_or_else(|| {
-            self.slots.push(TaskSlot {
-                generation: 0,
-                future: None,
-                signal: None,
-                waker: None,
-                is_aborted: false,
-            });
+            self.slots.push(TaskSlot { generation: 0, future: None, signal: None, waker: None, is_aborted: false });
             (self.slots.len() - 1) as u32
         });
         let slot = &mut self.slots[index as usize];
-        let key = TaskKey {
-            index,
-            generation: slot.generation,
-        };
-        let signal = Arc::new(Signal {
-            key,
-            is_queued: AtomicBool::new(true),
-            remote: remote.clone(),
-        });
+        let key = TaskKey { index, generation: slot.generation };
+        let signal = Arc::new(Signal { key, is_queued: AtomicBool::new(true), remote: remote.clone() });
         slot.future = Some(future);
         slot.waker = Some(Waker::from(signal.clone()));
         slot.signal = Some(signal);
@@ -327,9 +311,7 @@ impl Core {
         self.remote.drain(&mut self.ready.borrow_mut());
         self.wheel.borrow_mut().advance(self.now(), woken);
         woken.drain(..).for_each(Waker::wake);
-        turned
-            .and_then(|outcome| outcome)
-            .expect("the driver's own descriptors stay usable while the runtime lives");
+        turned.and_then(|outcome| outcome).expect("the driver's own descriptors stay usable while the runtime lives");
     }
 }
 
@@ -367,11 +349,7 @@ impl Runtime {
             clock: Cell::new(clock),
             tasks: RefCell::default(),
             ready: RefCell::default(),
-            remote: Arc::new(Remote {
-                state: AtomicU8::new(RUNNING),
-                keys: Mutex::default(),
-                event,
-            }),
+            remote: Arc::new(Remote { state: AtomicU8::new(RUNNING), keys: Mutex::default(), event }),
             ready_left: Cell::new(READY_PER_POLL),
         });
         Ok(Self { core, roots: 0 })
@@ -384,15 +362,8 @@ impl Runtime {
         let _entered = Entered::new(&core);
         let mut root = pin!(root);
         self.roots = self.roots.wrapping_add(1);
-        let key = TaskKey {
-            index: ROOT,
-            generation: self.roots,
-        };
-        let signal = Arc::new(Signal {
-            key,
-            is_queued: AtomicBool::new(true),
-            remote: core.remote.clone(),
-        });
+        let key = TaskKey { index: ROOT, generation: self.roots };
+        let signal = Arc::new(Signal { key, is_queued: AtomicBool::new(true), remote: core.remote.clone() });
         let waker = Waker::from(signal.clone());
         let mut woken = Vec::new();
         core.clock.set(Instant::now());
@@ -407,9 +378,7 @@ impl Runtime {
                 } else if next == key {
                     signal.is_queued.store(false, Ordering::Release);
                     core.ready_left.set(READY_PER_POLL);
-                    if let Poll::Ready(output) =
-                        root.as_mut().poll(&mut Context::from_waker(&waker))
-                    {
+                    if let Poll::Ready(output) = root.as_mut().poll(&mut Context::from_waker(&waker)) {
                         return output;
                     }
                 }
@@ -430,10 +399,7 @@ impl Drop for Runtime {
             }
             let mut futures = Vec::new();
             for index in 0..tasks.slots.len() {
-                let key = TaskKey {
-                    index: index as u32,
-                    generation: tasks.slots[index].generation,
-                };
+                let key = TaskKey { index: index as u32, generation: tasks.slots[index].generation };
                 futures.extend(tasks.remove(key));
             }
             drop(tasks);
@@ -446,9 +412,7 @@ impl Drop for Runtime {
 
 impl fmt::Debug for Runtime {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Runtime")
-            .field("counters", &self.core.counters())
-            .finish_non_exhaustive()
+        f.debug_struct("Runtime").field("counters", &self.core.counters()).finish_non_exhaustive()
     }
 }
 
@@ -503,9 +467,7 @@ impl<T> Drop for Task<T> {
 
 impl<T> fmt::Debug for Task<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Task")
-            .field("is_finished", &self.is_finished())
-            .finish_non_exhaustive()
+        f.debug_struct("Task").field("is_finished", &self.is_finished()).finish_non_exhaustive()
     }
 }
 
@@ -513,11 +475,7 @@ impl<T> fmt::Debug for Task<T> {
 #[must_use = "dropping the task aborts it: await it, keep it, or detach it"]
 pub fn spawn<F: Future + 'static>(future: F) -> Task<F::Output> {
     let core = inside();
-    let join = Rc::new(RefCell::new(Join {
-        output: None,
-        is_finished: false,
-        waker: None,
-    }));
+    let join = Rc::new(RefCell::new(Join { output: None, is_finished: false, waker: None }));
     let ending = join.clone();
     let whole = Box::pin(async move {
         let output = future.await;
@@ -532,12 +490,7 @@ pub fn spawn<F: Future + 'static>(future: F) -> Task<F::Output> {
     });
     let key = core.tasks.borrow_mut().insert(whole, &core.remote);
     core.ready.borrow_mut().push_back(key);
-    Task {
-        core,
-        key,
-        join,
-        is_detached: false,
-    }
+    Task { core, key, join, is_detached: false }
 }
 
 /// Lets every other ready task run once.

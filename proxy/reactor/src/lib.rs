@@ -76,11 +76,6 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self {
-            buffers: 128,
-            buffers_max: 8192,
-            buffer_bytes: 4096,
-            entries: 256,
-        }
+        Self { buffers: 128, buffers_max: 8192, buffer_bytes: 4096, entries: 256 }
     }
 }

@@ -26,12 +26,7 @@ fn lock<T>(post: &Mutex<Post<T>>) -> MutexGuard<'_, Post<T>> {
 
 /// A channel into a runtime from any thread; a send wakes the runtime.
 pub fn mailbox<T: Send>() -> (Sender<T>, Mailbox<T>) {
-    let post = Arc::new(Mutex::new(Post {
-        queue: VecDeque::new(),
-        waker: None,
-        senders: 1,
-        is_open: true,
-    }));
+    let post = Arc::new(Mutex::new(Post { queue: VecDeque::new(), waker: None, senders: 1, is_open: true }));
     (Sender { post: post.clone() }, Mailbox { post })
 }
 
@@ -60,9 +55,7 @@ impl<T: Send> Sender<T> {
 impl<T> Clone for Sender<T> {
     fn clone(&self) -> Self {
         lock(&self.post).senders += 1;
-        Self {
-            post: self.post.clone(),
-        }
+        Self { post: self.post.clone() }
     }
 }
 
@@ -70,11 +63,7 @@ impl<T> Drop for Sender<T> {
     fn drop(&mut self) {
         let mut post = lock(&self.post);
         post.senders -= 1;
-        let waker = if post.senders == 0 {
-            post.waker.take()
-        } else {
-            None
-        };
+        let waker = if post.senders == 0 { post.waker.take() } else { None };
         drop(post);
         if let Some(waker) = waker {
             waker.wake();

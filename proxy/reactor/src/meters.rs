@@ -37,9 +37,7 @@ pub struct Counters {
 
 /// Counters of the runtime that this thread is inside of; zeros outside one.
 pub fn counters() -> Counters {
-    executor::current()
-        .map(|core| core.counters())
-        .unwrap_or_default()
+    executor::current().map(|core| core.counters()).unwrap_or_default()
 }
 
 /// One counter.

@@ -90,11 +90,8 @@ pub fn probe(choice: IoChoice) -> Result<Probe, ProbeError> {
     if choice == IoChoice::Epoll {
         return Ok(found);
     }
-    let checks: [(&'static str, Look); 3] = [
-        ("io_uring_setup", set_up),
-        ("opcodes", ask_opcodes),
-        ("self-test", self_test),
-    ];
+    let checks: [(&'static str, Look); 3] =
+        [("io_uring_setup", set_up), ("opcodes", ask_opcodes), ("self-test", self_test)];
     for (name, check) in checks {
         let outcome = check();
         let passed = outcome.is_ok();
@@ -102,11 +99,7 @@ pub fn probe(choice: IoChoice) -> Result<Probe, ProbeError> {
         if !passed {
             found.reason = format!("{name}: {detail}");
         }
-        found.checks.push(Check {
-            name,
-            passed,
-            detail,
-        });
+        found.checks.push(Check { name, passed, detail });
         if !passed {
             return match choice {
                 IoChoice::Uring => Err(ProbeError { probe: found }),
@@ -123,22 +116,15 @@ pub fn probe(choice: IoChoice) -> Result<Probe, ProbeError> {
 type Look = fn() -> Result<String, String>;
 
 fn set_up() -> Result<String, String> {
-    ring::build(8)
-        .map(|_| "single issuer, deferred task runs".to_owned())
-        .map_err(|error| explain(&error))
+    ring::build(8).map(|_| "single issuer, deferred task runs".to_owned()).map_err(|error| explain(&error))
 }
 
 fn ask_opcodes() -> Result<String, String> {
     let ring = ring::build(8).map_err(|error| explain(&error))?;
     let mut probe = io_uring::Probe::new();
-    ring.submitter()
-        .register_probe(&mut probe)
-        .map_err(|error| explain(&error))?;
-    let missing: Vec<_> = ring::OPCODES
-        .iter()
-        .filter(|(_, code)| !probe.is_supported(*code))
-        .map(|(name, _)| *name)
-        .collect();
+    ring.submitter().register_probe(&mut probe).map_err(|error| explain(&error))?;
+    let missing: Vec<_> =
+        ring::OPCODES.iter().filter(|(_, code)| !probe.is_supported(*code)).map(|(name, _)| *name).collect();
     if missing.is_empty() {
         let names: Vec<_> = ring::OPCODES.iter().map(|(name, _)| *name).collect();
         Ok(names.join(" "))
@@ -150,23 +136,13 @@ fn ask_opcodes() -> Result<String, String> {
 /// Accepts, connects, sends, receives and cancels over loopback, through the driver.
 fn self_test() -> Result<String, String> {
     const DEADLINE: Duration = Duration::from_secs(5);
-    let options = Options {
-        buffers: 8,
-        buffers_max: 8,
-        buffer_bytes: 512,
-        entries: 16,
-    };
+    let options = Options { buffers: 8, buffers_max: 8, buffer_bytes: 512, entries: 16 };
     let mut runtime = Runtime::new(DriverKind::Uring, &options).map_err(|error| explain(&error))?;
     let outcome = runtime.block_on(crate::timeout(DEADLINE, exchange()));
     match outcome {
-        Ok(Ok(())) => {
-            Ok("accepted, connected, sent, received and cancelled over loopback".to_owned())
-        }
+        Ok(Ok(())) => Ok("accepted, connected, sent, received and cancelled over loopback".to_owned()),
         Ok(Err(error)) => Err(explain(&error)),
-        Err(_) => Err(format!(
-            "no answer over loopback within {} s",
-            DEADLINE.as_secs()
-        )),
+        Err(_) => Err(format!("no answer over loopback within {} s", DEADLINE.as_secs())),
     }
 }
 
@@ -205,17 +181,10 @@ async fn exchange() -> io::Result<()> {
 
 fn explain(error: &io::Error) -> String {
     match error.raw_os_error() {
-        Some(libc::EPERM) => {
-            "EPERM: blocked by seccomp or the kernel.io_uring_disabled sysctl".to_owned()
-        }
+        Some(libc::EPERM) => "EPERM: blocked by seccomp or the kernel.io_uring_disabled sysctl".to_owned(),
         Some(libc::ENOSYS) => "ENOSYS: this kernel has no io_uring, or seccomp hides it".to_owned(),
-        Some(libc::EINVAL) => {
-            "EINVAL: this kernel lacks a ring feature (6.1 or later is needed)".to_owned()
-        }
-        Some(libc::ENOMEM) => {
-            "ENOMEM: not enough memory, or the locked-memory limit (ulimit -l) is too low"
-                .to_owned()
-        }
+        Some(libc::EINVAL) => "EINVAL: this kernel lacks a ring feature (6.1 or later is needed)".to_owned(),
+        Some(libc::ENOMEM) => "ENOMEM: not enough memory, or the locked-memory limit (ulimit -l) is too low".to_owned(),
         _ => error.to_string(),
     }
 }

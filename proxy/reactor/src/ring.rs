@@ -53,18 +53,10 @@ enum Op {
 }
 
 impl Op {
-    const ALL: [Self; 5] = [
-        Self::Accept,
-        Self::Cancel,
-        Self::Connect,
-        Self::Recv,
-        Self::Send,
-    ];
+    const ALL: [Self; 5] = [Self::Accept, Self::Cancel, Self::Connect, Self::Recv, Self::Send];
 
     fn of(user_data: u64) -> Option<Self> {
-        Self::ALL
-            .into_iter()
-            .find(|op| *op as u8 == user_data as u8)
+        Self::ALL.into_iter().find(|op| *op as u8 == user_data as u8)
     }
 
     fn bit(self) -> u8 {
@@ -119,12 +111,7 @@ impl Ring {
         let buffers = BufferRing::map(pool.clone())?;
         // SAFETY: the mapping holds `entries` entries and is unmapped only after this ring is closed (field order).
         unsafe {
-            ring.submitter().register_buf_ring_with_flags(
-                buffers.address(),
-                buffers.entries(),
-                BUFFER_GROUP,
-                0,
-            )?;
+            ring.submitter().register_buf_ring_with_flags(buffers.address(), buffers.entries(), BUFFER_GROUP, 0)?;
         }
         restrict(&ring)?;
         ring.submitter().register_enable_rings()?;
@@ -177,8 +164,7 @@ impl Ring {
         self.open(socket)?;
         let index = socket.token.get();
         let address = Box::new(SockAddr::from(peer));
-        let connect =
-            opcode::Connect::new(Fd(socket.raw()), address.as_ptr().cast(), address.len());
+        let connect = opcode::Connect::new(Fd(socket.raw()), address.as_ptr().cast(), address.len());
         self.slots[index as usize].address = Some(address);
         socket.is_connecting.set(true);
         self.start(index, Op::Connect, connect.build());
@@ -273,11 +259,7 @@ impl Ring {
         let user_data = self.user_data(index, Op::Cancel);
         self.slots[index as usize].cancels += 1;
         self.meters.cancels.add(1);
-        self.submit(
-            opcode::AsyncCancel::new(target)
-                .build()
-                .user_data(user_data),
-        );
+        self.submit(opcode::AsyncCancel::new(target).build().user_data(user_data));
     }
 
     fn arm_recv(&mut self, index: u32, socket: &Socket) {
@@ -285,11 +267,7 @@ impl Ring {
         let recv = opcode::RecvMulti::new(Fd(socket.raw()), BUFFER_GROUP).build();
         let entry = if self.is_capped {
             // One block may be queued already; under memory pressure each stream gets a single one.
-            let blocks = if self.pool.is_pressed() {
-                1
-            } else {
-                AHEAD_BLOCKS - 1
-            };
+            let blocks = if self.pool.is_pressed() { 1 } else { AHEAD_BLOCKS - 1 };
             capped(recv, (blocks * self.pool.block_bytes()) as u32)
         } else {
             recv
@@ -315,28 +293,19 @@ impl Ring {
             if bytes >= send.committed {
                 break;
             }
-            gather.slices.push(libc::iovec {
-                iov_base: buf.as_ptr().cast_mut().cast(),
-                iov_len: buf.len(),
-            });
+            gather.slices.push(libc::iovec { iov_base: buf.as_ptr().cast_mut().cast(), iov_len: buf.len() });
             // A clone keeps the bytes where they are until the completion, whatever becomes of the queue.
             gather.bufs.push(buf.clone());
             bytes += buf.len();
         }
         let entry = if let [only] = gather.slices[..] {
-            opcode::Send::new(
-                Fd(socket.raw()),
-                only.iov_base.cast_const().cast(),
-                only.iov_len as u32,
-            )
-            .flags(libc::MSG_NOSIGNAL)
-            .build()
+            opcode::Send::new(Fd(socket.raw()), only.iov_base.cast_const().cast(), only.iov_len as u32)
+                .flags(libc::MSG_NOSIGNAL)
+                .build()
         } else {
             gather.header.msg_iov = gather.slices.as_mut_ptr();
             gather.header.msg_iovlen = gather.slices.len() as _;
-            opcode::SendMsg::new(Fd(socket.raw()), &raw const gather.header)
-                .flags(libc::MSG_NOSIGNAL as u32)
-                .build()
+            opcode::SendMsg::new(Fd(socket.raw()), &raw const gather.header).flags(libc::MSG_NOSIGNAL as u32).build()
         };
         send.in_flight = bytes;
         drop(send);
@@ -376,11 +345,7 @@ impl Ring {
 
     fn enter(&mut self, wait: Option<Duration>) -> io::Result<()> {
         self.submit_backlog()?;
-        let wait = if self.backlog.is_empty() {
-            wait
-        } else {
-            Some(Duration::ZERO)
-        };
+        let wait = if self.backlog.is_empty() { wait } else { Some(Duration::ZERO) };
         let may_wait = wait.is_none_or(|wait| !wait.is_zero());
         let queue = self.ring.submission();
         let is_idle = queue.is_empty() && !queue.taskrun() && !queue.cq_overflow();
@@ -406,11 +371,7 @@ impl Ring {
         Ok(())
     }
 
-    pub(crate) fn turn(
-        &mut self,
-        wait: Option<Duration>,
-        woken: &mut Vec<Waker>,
-    ) -> io::Result<()> {
+    pub(crate) fn turn(&mut self, wait: Option<Duration>, woken: &mut Vec<Waker>) -> io::Result<()> {
         self.buffers.fill();
         self.feed_starved();
         if self.meters.turns.read().is_multiple_of(TURNS_PER_NARROW) {
@@ -499,10 +460,7 @@ impl Ring {
             {
                 side.ready.push_back((fd, peer));
             }
-        } else if result != -libc::ECANCELED
-            && result != -libc::EAGAIN
-            && !is_of_connection(-result)
-        {
+        } else if result != -libc::ECANCELED && result != -libc::EAGAIN && !is_of_connection(-result) {
             side.errno = Some(-result);
         }
         if is_closing {
@@ -523,16 +481,10 @@ impl Ring {
         }
     }
 
-    fn received(
-        &mut self,
-        index: u32,
-        socket: &Rc<Socket>,
-        completion: &cqueue::Entry,
-        woken: &mut Vec<Waker>,
-    ) {
+    fn received(&mut self, index: u32, socket: &Rc<Socket>, completion: &cqueue::Entry, woken: &mut Vec<Waker>) {
         let result = completion.result();
-        let bytes = cqueue::buffer_select(completion.flags())
-            .and_then(|id| self.buffers.claim(id, result.max(0) as usize));
+        let bytes =
+            cqueue::buffer_select(completion.flags()).and_then(|id| self.buffers.claim(id, result.max(0) as usize));
         let slot = &self.slots[index as usize];
         let is_armed = slot.in_flight & Op::Recv.bit() != 0;
         if slot.is_closing {
@@ -612,19 +564,11 @@ impl Ring {
                     self.cancel(index, op);
                 }
             }
-            socket
-                .recv
-                .borrow_mut()
-                .end
-                .get_or_insert(End::Errno(libc::ECANCELED));
+            socket.recv.borrow_mut().end.get_or_insert(End::Errno(libc::ECANCELED));
             socket.send.borrow_mut().committed = 0;
         }
         let mut woken = Vec::new();
-        while self
-            .slots
-            .iter()
-            .any(|slot| slot.in_flight != 0 || slot.cancels != 0)
-        {
+        while self.slots.iter().any(|slot| slot.in_flight != 0 || slot.cancels != 0) {
             self.enter(Some(Duration::from_secs(1)))?;
             self.complete(&mut woken);
         }
@@ -653,10 +597,7 @@ fn connected(socket: &Socket, result: i32, woken: &mut Vec<Waker>) {
 
 /// Errors of enter that the next turn mends: a signal, a wait that ran out, no room for completions.
 fn is_passing(error: &io::Error) -> bool {
-    matches!(
-        error.raw_os_error(),
-        Some(libc::EINTR | libc::ETIME | libc::EBUSY | libc::EAGAIN)
-    )
+    matches!(error.raw_os_error(), Some(libc::EINTR | libc::ETIME | libc::EBUSY | libc::EAGAIN))
 }
 
 /// A ring of this thread alone whose completions are run when it asks for them; disabled until restricted.
@@ -686,13 +627,8 @@ pub(crate) const OPCODES: [(&str, u8); 7] = [
 
 /// Allows these operations and nothing else, for the life of the ring.
 fn restrict(ring: &IoUring) -> io::Result<()> {
-    let mut allowed: Vec<_> = OPCODES
-        .iter()
-        .map(|(_, code)| Restriction::sqe_op(*code))
-        .collect();
-    allowed.push(Restriction::sqe_flags_allowed(
-        squeue::Flags::BUFFER_SELECT.bits(),
-    ));
+    let mut allowed: Vec<_> = OPCODES.iter().map(|(_, code)| Restriction::sqe_op(*code)).collect();
+    allowed.push(Restriction::sqe_flags_allowed(squeue::Flags::BUFFER_SELECT.bits()));
     allowed.push(Restriction::register_op(REGISTER_ENABLE_RINGS));
     ring.submitter().register_restrictions(&mut allowed)
 }

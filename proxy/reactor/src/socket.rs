@@ -63,10 +63,7 @@ impl Socket {
     }
 
     /// Runs `act` on the descriptor. Errors when it is closed.
-    pub(crate) fn with_fd<T>(
-        &self,
-        act: impl FnOnce(SockRef<'_>) -> io::Result<T>,
-    ) -> io::Result<T> {
+    pub(crate) fn with_fd<T>(&self, act: impl FnOnce(SockRef<'_>) -> io::Result<T>) -> io::Result<T> {
         match &*self.owned.borrow() {
             Some(fd) => act(SockRef::from(fd)),
             None => Err(io::ErrorKind::NotConnected.into()),

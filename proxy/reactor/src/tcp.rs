@@ -64,17 +64,13 @@ impl TcpListener {
             if let Some((fd, peer)) = side.ready.pop_front() {
                 drop(side);
                 self.core.spend_share();
-                return Poll::Ready(
-                    TcpStream::open(&self.core, fd, peer).map(|stream| (stream, peer)),
-                );
+                return Poll::Ready(TcpStream::open(&self.core, fd, peer).map(|stream| (stream, peer)));
             }
             if let Some(errno) = side.errno.take() {
                 return Poll::Ready(Err(io::Error::from_raw_os_error(errno)));
             }
             drop(side);
-            let step = self
-                .core
-                .with_driver(|driver| driver.accept(&self.socket))?;
+            let step = self.core.with_driver(|driver| driver.accept(&self.socket))?;
             if step == Step::Wait {
                 let mut side = self.socket.accept.borrow_mut();
                 if !side.wakers.iter().any(|waker| waker.will_wake(cx.waker())) {
@@ -89,9 +85,7 @@ impl TcpListener {
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
         self.socket.with_fd(|fd| {
             let address = fd.local_addr()?;
-            address
-                .as_socket()
-                .ok_or_else(|| io::Error::other("not an internet socket"))
+            address.as_socket().ok_or_else(|| io::Error::other("not an internet socket"))
         })
     }
 }
@@ -104,9 +98,7 @@ impl Drop for TcpListener {
 
 impl fmt::Debug for TcpListener {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TcpListener")
-            .field("fd", &self.socket.raw())
-            .finish_non_exhaustive()
+        f.debug_struct("TcpListener").field("fd", &self.socket.raw()).finish_non_exhaustive()
     }
 }
 
@@ -134,12 +126,7 @@ impl TcpStream {
     }
 
     fn of(core: &Rc<Core>, socket: Rc<Socket>, peer: SocketAddr) -> Self {
-        Self {
-            core: core.clone(),
-            socket,
-            peer,
-            local: OnceCell::new(),
-        }
+        Self { core: core.clone(), socket, peer, local: OnceCell::new() }
     }
 
     /// Connects to `peer`. Cancel: the attempt is cancelled and its socket closed.
@@ -318,9 +305,7 @@ impl TcpStream {
     /// Makes the close a reset (SO_LINGER 0): tells the peer that a body was cut short.
     pub fn reset_on_close(&self) {
         // Fails only on a socket that is gone, where there is no peer left to tell.
-        let _ = self
-            .socket
-            .with_fd(|fd| fd.set_linger(Some(Duration::ZERO)));
+        let _ = self.socket.with_fd(|fd| fd.set_linger(Some(Duration::ZERO)));
     }
 }
 
@@ -332,9 +317,6 @@ impl Drop for TcpStream {
 
 impl fmt::Debug for TcpStream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TcpStream")
-            .field("fd", &self.socket.raw())
-            .field("peer", &self.peer)
-            .finish_non_exhaustive()
+        f.debug_struct("TcpStream").field("fd", &self.socket.raw()).field("peer", &self.peer).finish_non_exhaustive()
     }
 }

@@ -63,18 +63,8 @@ pub(crate) struct Wheel {
 
 impl Wheel {
     pub(crate) fn new(origin: Instant) -> Self {
-        let level = Level {
-            occupied: 0,
-            heads: [NIL; SLOTS],
-        };
-        Self {
-            origin,
-            elapsed: 0,
-            levels: [level; LEVELS],
-            entries: Vec::new(),
-            vacant: NIL,
-            armed: 0,
-        }
+        let level = Level { occupied: 0, heads: [NIL; SLOTS] };
+        Self { origin, elapsed: 0, levels: [level; LEVELS], entries: Vec::new(), vacant: NIL, armed: 0 }
     }
 
     pub(crate) fn armed(&self) -> usize {
@@ -83,13 +73,8 @@ impl Wheel {
 
     /// Arms a timer and returns its key, which stays valid until [`Wheel::free`].
     fn arm(&mut self, deadline: Instant, waker: Waker) -> u32 {
-        let entry = Entry {
-            when: self.tick_of(deadline),
-            prev: NIL,
-            next: NIL,
-            place: Place::Vacant,
-            waker: Some(waker),
-        };
+        let entry =
+            Entry { when: self.tick_of(deadline), prev: NIL, next: NIL, place: Place::Vacant, waker: Some(waker) };
         let key = if self.vacant == NIL {
             self.entries.push(entry);
             (self.entries.len() - 1) as u32
@@ -190,10 +175,7 @@ impl Wheel {
         let entry = &mut self.entries[key as usize];
         entry.prev = NIL;
         entry.next = head;
-        entry.place = Place::Armed {
-            level: level as u8,
-            slot: slot as u8,
-        };
+        entry.place = Place::Armed { level: level as u8, slot: slot as u8 };
         self.armed += 1;
     }
 
@@ -225,10 +207,7 @@ impl Wheel {
         let level = self.levels.iter().position(|level| level.occupied != 0)?;
         let bits = SLOT_BITS * level as u32;
         let current = (self.elapsed >> bits) as usize % SLOTS;
-        let ahead = self.levels[level]
-            .occupied
-            .rotate_right(current as u32)
-            .trailing_zeros();
+        let ahead = self.levels[level].occupied.rotate_right(current as u32).trailing_zeros();
         let slot = (current + ahead as usize) % SLOTS;
         let range = 1u64 << (bits + SLOT_BITS);
         let mut tick = (self.elapsed & !(range - 1)) + ((slot as u64) << bits);
@@ -298,18 +277,13 @@ impl Drop for Sleep {
 
 impl fmt::Debug for Sleep {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Sleep")
-            .field("deadline", &self.deadline)
-            .finish_non_exhaustive()
+        f.debug_struct("Sleep").field("deadline", &self.deadline).finish_non_exhaustive()
     }
 }
 
 /// Waits until `deadline`.
 pub fn sleep_until(deadline: Instant) -> Sleep {
-    Sleep {
-        deadline,
-        timer: None,
-    }
+    Sleep { deadline, timer: None }
 }
 
 /// Waits for `span` from this turn's time on; a span past the clock's end waits about thirty years.
@@ -380,13 +354,7 @@ mod tests {
     }
 
     fn span_us() -> impl Strategy<Value = u64> {
-        prop_oneof![
-            0u64..5_000,
-            0u64..200_000,
-            0u64..30_000_000,
-            0u64..20_000_000_000,
-            0u64..100_000_000_000_000_000,
-        ]
+        prop_oneof![0u64..5_000, 0u64..200_000, 0u64..30_000_000, 0u64..20_000_000_000, 0u64..100_000_000_000_000_000,]
     }
 
     fn step() -> impl Strategy<Value = Step> {
@@ -483,10 +451,7 @@ mod tests {
     fn entries_are_reused() {
         let mut wheel = Wheel::new(Instant::now());
         for _ in 0..1000 {
-            let key = wheel.arm(
-                Instant::now() + Duration::from_secs(1),
-                Waker::noop().clone(),
-            );
+            let key = wheel.arm(Instant::now() + Duration::from_secs(1), Waker::noop().clone());
             wheel.free(key);
         }
         assert_eq!(wheel.entries.len(), 1);

@@ -1,9 +1,5 @@
 //! One suite, run on both drivers. A machine without io_uring fails the `uring` half: it is never skipped.
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    reason = "a scenario fails by panicking"
-)]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a scenario fails by panicking")]
 
 mod suite;
 

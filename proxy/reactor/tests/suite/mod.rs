@@ -17,9 +17,7 @@ pub(crate) fn run<F: Future>(driver: DriverKind, scenario: F) -> F::Output {
 
 pub(crate) fn run_with<F: Future>(driver: DriverKind, options: &Options, scenario: F) -> F::Output {
     let mut runtime = Runtime::new(driver, options).expect("the driver starts on this machine");
-    runtime
-        .block_on(timeout(DEADLINE, scenario))
-        .expect("the scenario ends before its deadline")
+    runtime.block_on(timeout(DEADLINE, scenario)).expect("the scenario ends before its deadline")
 }
 
 pub(crate) fn listen() -> (TcpListener, SocketAddr) {
@@ -42,11 +40,7 @@ pub(crate) async fn recv_exact(stream: &TcpStream, count: usize) -> Vec<u8> {
     let mut all = Vec::with_capacity(count);
     while all.len() < count {
         let mut bytes = stream.recv().await.unwrap();
-        assert!(
-            !bytes.is_empty(),
-            "FIN after {} of {count} bytes",
-            all.len()
-        );
+        assert!(!bytes.is_empty(), "FIN after {} of {count} bytes", all.len());
         if bytes.len() > count - all.len() {
             let front = bytes.split_to(count - all.len());
             stream.unread(bytes);
