@@ -18,6 +18,7 @@ mod line;
 pub mod local;
 pub mod path;
 pub mod response;
+mod view;
 
 pub use chunk::{ChunkDecoder, ChunkFault, Step};
 pub use edit::{Connection, RequestEdits, ResponseEdits, Trust, write_request_head, write_response_head};
@@ -25,3 +26,4 @@ pub use framing::BodyLength;
 pub use head::{HeadLimits, Progress, RequestHead, RequestTable, Version};
 pub use local::{LocalResponse, write_local_response};
 pub use response::{ResponseHead, ResponseLimits, ResponseTable};
+pub use view::HeadView;

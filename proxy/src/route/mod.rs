@@ -20,7 +20,7 @@ mod view;
 
 pub use action::{Chosen, choose_cluster, rewrite_path, write_location};
 pub use index::Index;
-pub use view::{HeadView, RequestView, split_port};
+pub use view::{RequestView, split_port};
 
 use std::sync::Arc;
 
