@@ -25,6 +25,13 @@ pub struct HistogramReport {
     pub sum: u64,
 }
 
+/// The filled buckets of a report alone: what is kept of each second of a window.
+#[derive(Clone, Debug, Default)]
+pub struct SparseReport {
+    counts: Vec<(usize, u64)>,
+    sum: u64,
+}
+
 impl Default for Histogram {
     fn default() -> Self {
         Self { buckets: (0..BUCKETS).map(|_| Counter::default()).collect(), sum: Counter::default() }
@@ -65,6 +72,21 @@ impl HistogramReport {
     pub fn since(&self, earlier: &Self) -> Self {
         let counts: Vec<u64> = self.counts.iter().zip(&earlier.counts).map(|(a, b)| a.saturating_sub(*b)).collect();
         Self { count: counts.iter().sum(), sum: self.sum.saturating_sub(earlier.sum), counts }
+    }
+
+    /// Only what is filled.
+    pub fn sparse(&self) -> SparseReport {
+        let filled = self.counts.iter().copied().enumerate().filter(|(_, count)| *count > 0);
+        SparseReport { counts: filled.collect(), sum: self.sum }
+    }
+
+    /// Adds what `part` counted.
+    pub fn add(&mut self, part: &SparseReport) {
+        for &(bucket, count) in &part.counts {
+            self.counts[bucket] += count;
+            self.count += count;
+        }
+        self.sum = self.sum.wrapping_add(part.sum);
     }
 
     /// The value below which the share `q` (0.0..=1.0) of all lies, as its bucket's upper end; `None` when empty.
@@ -140,6 +162,23 @@ mod tests {
         assert!((500..=532).contains(&p50), "{p50}");
         assert!(report.quantile(1.0).unwrap() >= 1000);
         assert_eq!(HistogramReport::merge([]).quantile(0.5), None);
+    }
+
+    #[test]
+    fn a_window_of_sparse_seconds_adds_up_to_what_was_counted() {
+        let histogram = Histogram::default();
+        let mut before = HistogramReport::merge([&histogram]);
+        let mut window = HistogramReport::merge([]);
+        for second in 1..=3u64 {
+            (0..second * 100).for_each(|value| histogram.record(value * value));
+            let now = HistogramReport::merge([&histogram]);
+            window.add(&now.since(&before).sparse());
+            before = now;
+        }
+        assert_eq!((window.count, window.sum), (before.count, before.sum));
+        for q in [0.0, 0.5, 0.99, 1.0] {
+            assert_eq!(window.quantile(q), before.quantile(q));
+        }
     }
 
     #[test]

@@ -13,7 +13,7 @@ mod cells;
 mod histogram;
 
 pub use cells::{ClusterCell, EndpointCell, ListenerCell, RouteCell, SuppressReason};
-pub use histogram::{Histogram, HistogramReport};
+pub use histogram::{Histogram, HistogramReport, SparseReport};
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;

@@ -1,0 +1,6 @@
+//! The admin port over real sockets.
+
+mod exposition;
+mod paths;
+mod stream;
+mod world;

@@ -1,0 +1,144 @@
+//! The last published snapshots and what each changed.
+//!
+//! **Shape.** Whoever publishes calls [`EpochLog::record`] with the snapshot before and the one after.
+//!
+//! **Limits.** 16 epochs; 64 names a list, the rest is counted.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::Serialize;
+use serde_json::Value;
+
+use super::describe;
+use crate::config::Snapshot;
+
+/// Epochs kept.
+const KEPT: usize = 16;
+/// Names kept a list.
+const MAX_NAMES: usize = 64;
+
+/// What was published and when.
+#[derive(Debug, Default)]
+pub struct EpochLog {
+    epochs: Mutex<VecDeque<EpochChange>>,
+}
+
+/// One epoch and its difference from the one before.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct EpochChange {
+    /// Its number.
+    pub epoch: u64,
+    /// Milliseconds since the Unix epoch.
+    pub published_unix_ms: u64,
+    /// Listeners that came, changed or went.
+    pub listeners: Difference,
+    /// Named route tables.
+    pub route_tables: Difference,
+    /// Clusters, without their endpoints.
+    pub clusters: Difference,
+    /// Clusters whose endpoints changed.
+    pub endpoints: Difference,
+}
+
+/// Names that came, changed and went.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Difference {
+    /// Only in the later one.
+    pub added: Vec<String>,
+    /// In both, not equal.
+    pub changed: Vec<String>,
+    /// Only in the earlier one.
+    pub removed: Vec<String>,
+    /// Names left out of the three lists.
+    pub unlisted: usize,
+}
+
+impl EpochLog {
+    /// Notes that `next` has replaced `previous`.
+    pub fn record(&self, previous: &Snapshot, next: &Snapshot, at: SystemTime) {
+        let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let change = EpochChange {
+            epoch: next.epoch,
+            published_unix_ms: u64::try_from(since.as_millis()).unwrap_or(u64::MAX),
+            listeners: Difference::between(&listeners(previous), &listeners(next)),
+            route_tables: Difference::between(&route_tables(previous), &route_tables(next)),
+            clusters: Difference::between(&clusters(previous), &clusters(next)),
+            endpoints: Difference::between(&endpoints(previous), &endpoints(next)),
+        };
+        let mut epochs = self.lock();
+        epochs.push_front(change);
+        epochs.truncate(KEPT);
+    }
+
+    /// What is remembered, newest first.
+    pub fn recent(&self) -> Vec<EpochChange> {
+        self.lock().iter().cloned().collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, VecDeque<EpochChange>> {
+        self.epochs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Difference {
+    fn between<T: Same>(before: &BTreeMap<&str, T>, after: &BTreeMap<&str, T>) -> Self {
+        let mut difference = Self::default();
+        for (name, value) in after {
+            match before.get(name) {
+                None => keep_name(&mut difference.added, &mut difference.unlisted, name),
+                Some(old) if !old.same(value) => {
+                    keep_name(&mut difference.changed, &mut difference.unlisted, name);
+                }
+                Some(_) => {}
+            }
+        }
+        for name in before.keys().filter(|name| !after.contains_key(*name)) {
+            keep_name(&mut difference.removed, &mut difference.unlisted, name);
+        }
+        difference
+    }
+}
+
+fn keep_name(names: &mut Vec<String>, unlisted: &mut usize, name: &str) {
+    if names.len() < MAX_NAMES {
+        names.push(name.to_owned());
+    } else {
+        *unlisted += 1;
+    }
+}
+
+/// Equality as a reader of the configuration sees it. Linking gives clusters new places when others come or go, which
+/// makes values differ that say the same; so what differs is compared again as it is told.
+trait Same {
+    fn same(&self, other: &Self) -> bool;
+}
+
+struct Told<'a, T>(&'a T, fn(&T) -> Value);
+
+impl<T: PartialEq> Same for Told<'_, T> {
+    fn same(&self, other: &Self) -> bool {
+        std::ptr::eq(self.0, other.0) || self.0 == other.0 || self.1(self.0) == other.1(other.0)
+    }
+}
+
+fn listeners(snapshot: &Snapshot) -> BTreeMap<&str, Told<'_, crate::config::ListenerConfig>> {
+    let told = |value| Told(value, describe::listener);
+    snapshot.listeners().iter().map(|listener| (listener.name.as_str(), told(&**listener))).collect()
+}
+
+fn route_tables(snapshot: &Snapshot) -> BTreeMap<&str, Told<'_, crate::config::RouteTable>> {
+    let told = |value| Told(value, describe::route_table);
+    snapshot.route_tables().map(|table| (table.name.as_str(), told(&**table))).collect()
+}
+
+fn clusters(snapshot: &Snapshot) -> BTreeMap<&str, Told<'_, crate::config::ClusterConfig>> {
+    let told = |value| Told(value, describe::cluster);
+    snapshot.clusters().iter().map(|(cluster, _)| (cluster.name.as_str(), told(&**cluster))).collect()
+}
+
+fn endpoints(snapshot: &Snapshot) -> BTreeMap<&str, Told<'_, crate::config::EndpointSet>> {
+    let told = |value| Told(value, describe::endpoint_set);
+    snapshot.clusters().iter().map(|(cluster, set)| (cluster.name.as_str(), told(&**set))).collect()
+}

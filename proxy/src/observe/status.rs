@@ -1,0 +1,121 @@
+//! Plain values that the application fills in from rooms this one does not know.
+
+use std::time::Duration;
+
+use serde::{Serialize, Serializer};
+
+/// The I/O driver and why it was chosen.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct IoView {
+    /// What the command line asked for: `auto`, `uring` or `epoll`.
+    pub choice: String,
+    /// What is used: `uring` or `epoll`.
+    pub driver: String,
+    /// Why, in one line.
+    pub reason: String,
+    /// Release of the kernel.
+    pub kernel: String,
+    /// What was looked at.
+    pub checks: Vec<IoCheck>,
+}
+
+/// One thing looked at to choose the driver.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct IoCheck {
+    /// What.
+    pub name: String,
+    /// Whether it held.
+    pub passed: bool,
+    /// What was seen.
+    pub detail: String,
+}
+
+/// Counters of one worker's reactor.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct WorkerIo {
+    /// Number of the worker, from 0.
+    pub worker: usize,
+    /// Turns of the event loop.
+    pub turns: u64,
+    /// System calls made.
+    pub syscalls: u64,
+    /// Operations handed to the kernel.
+    pub submissions: u64,
+    /// Operations ended by the kernel.
+    pub completions: u64,
+    /// Operations cancelled.
+    pub cancels: u64,
+    /// Bytes received.
+    pub recv_bytes: u64,
+    /// Bytes sent.
+    pub sent_bytes: u64,
+    /// Blocks of the receive pool in use.
+    pub buffers_in_use: u64,
+    /// Times the receive pool was empty.
+    pub buffer_exhausted: u64,
+    /// Tasks alive.
+    pub tasks: u64,
+    /// Sockets open.
+    pub sockets: u64,
+    /// Timers armed.
+    pub timers: u64,
+}
+
+/// State of the xDS client.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct XdsStatus {
+    /// Whether a control plane is configured at all.
+    pub configured: bool,
+    /// Its address or cluster.
+    pub server: String,
+    /// A stream is open.
+    pub connected: bool,
+    /// Streams opened so far.
+    pub connects: u64,
+    /// Time since the server was last heard.
+    #[serde(rename = "last_heard_seconds_ago", serialize_with = "seconds")]
+    pub last_heard: Option<Duration>,
+    /// Why the last stream ended or could not be opened.
+    pub last_error: Option<String>,
+    /// Per resource type.
+    pub types: Vec<XdsType>,
+    /// What is waited for before the next snapshot.
+    pub warming: Vec<String>,
+    /// Paths of fields without effect here, with how often each was seen.
+    pub ignored_fields: Vec<(String, u64)>,
+}
+
+/// One resource type on the stream.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct XdsType {
+    /// Last part of the type URL: `Listener`, `RouteConfiguration`, `Cluster`, `ClusterLoadAssignment`.
+    pub name: String,
+    /// The version last accepted.
+    pub version: String,
+    /// Resources held.
+    pub resources: u64,
+    /// Responses acknowledged.
+    pub accepted: u64,
+    /// Responses refused.
+    pub rejected: u64,
+    /// What was said in the last refusal, until a response is accepted.
+    pub last_rejection: Option<String>,
+}
+
+/// Fill of one local rate limit's bucket.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct LimitLevel {
+    /// Identity of the bucket.
+    pub rule: String,
+    /// Tokens left.
+    pub tokens: u64,
+    /// Most tokens.
+    pub max_tokens: u64,
+}
+
+fn seconds<S: Serializer>(span: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
+    match span {
+        None => serializer.serialize_none(),
+        Some(span) => serializer.serialize_f64(span.as_secs_f64()),
+    }
+}
