@@ -1,1 +1,15 @@
-//! Outrigger.
+//! Outrigger's control plane: policy in, xDS out.
+//!
+//! ```text
+//! outriggerctl ─▶ api ─▶ model ─▶ store ─▶ compile ─▶ ads ─▶ proxies
+//! ```
+//! Arrows go one way: `model` knows nobody, `store` and `compile` know `model`, `ads` knows
+//! `compile`, `api` knows all of them, `app` puts them together.
+
+pub mod ads;
+pub mod api;
+pub mod app;
+pub mod compile;
+pub mod model;
+pub mod settings;
+pub mod store;

@@ -1,0 +1,203 @@
+//! Purpose: the one place where the parts are put together, and the order in which they end.
+//! Shape: four tasks, all owned here: the compiler, the xDS server, the API, the signal watch.
+//!
+//! ```text
+//! store ─▶ compiler ─▶ snapshots ─▶ ads      stop ─▶ everybody; the API gets 5 s to finish
+//!   ▲────────────────── api
+//! ```
+//! Errors: [`StartError`] before the ready line (exit 2), [`RunError`] after it (exit 1).
+//! Limits: one runtime thread; disk and compiling run on blocking threads.
+
+use std::future::Future;
+use std::io::Write;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+use crate::ads::{AdsService, Roster};
+use crate::api::{Api, Guard, build_router};
+use crate::compile::Snapshot;
+use crate::model::PolicySet;
+use crate::settings::{LogFormat, Settings, SettingsError};
+use crate::store::{Store, StoreError};
+
+const STOP_TIME: Duration = Duration::from_secs(5);
+
+/// Why it did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The settings were refused.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    /// The store could not be opened.
+    #[error("{}; {}", .0, store_remedy(.0))]
+    Store(#[from] StoreError),
+    /// An address could not be listened on.
+    #[error("cannot listen on {address} for {what}: {reason}; {remedy}")]
+    Bind {
+        /// Which flag.
+        what: &'static str,
+        /// Which address.
+        address: SocketAddr,
+        /// Why.
+        reason: std::io::Error,
+        /// What to do.
+        remedy: &'static str,
+    },
+}
+
+/// Why it ended early.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The xDS server failed.
+    #[error("the xDS server failed: {0}")]
+    Xds(#[from] tonic::transport::Error),
+    /// Input or output failed.
+    #[error("{0}")]
+    Io(#[from] std::io::Error),
+}
+
+fn store_remedy(error: &StoreError) -> &'static str {
+    match error {
+        StoreError::Locked(_) => "stop that one first, or choose another file with --store PATH",
+        StoreError::Full(_) => "free some space, or choose another disk with --store PATH",
+        _ => "check the file and its folder, or choose another with --store PATH",
+    }
+}
+
+/// A control plane that listens but does not serve yet.
+#[derive(Debug)]
+pub struct App {
+    api_listener: TcpListener,
+    xds_listener: TcpListener,
+    api: Arc<Api>,
+    stop: watch::Sender<bool>,
+}
+
+impl App {
+    /// Opens the store and the ports.
+    pub async fn start(settings: &Settings) -> Result<Self, StartError> {
+        let store = Arc::new(Store::open(&settings.store)?);
+        let api_listener = bind("--api", settings.api).await?;
+        let xds_listener = bind("--xds", settings.xds).await?;
+        if !settings.xds.ip().is_loopback() {
+            tracing::warn!(xds = %settings.xds, "xDS is plaintext and open beyond loopback");
+        }
+        let bound = api_listener.local_addr().unwrap_or(settings.api);
+        let (stop, stopping) = watch::channel(false);
+        let api = Arc::new(Api {
+            store,
+            roster: Arc::new(Roster::default()),
+            guard: Guard::new(bound, settings.token.clone()),
+            stop: stopping,
+            requests: crate::api::Requests::default(),
+        });
+        Ok(Self { api_listener, xds_listener, api, stop })
+    }
+
+    /// Where the API and the xDS server listen.
+    pub fn addresses(&self) -> std::io::Result<(SocketAddr, SocketAddr)> {
+        Ok((self.api_listener.local_addr()?, self.xds_listener.local_addr()?))
+    }
+
+    /// Prints the ready line and serves until `signal`.
+    pub async fn run(self, signal: impl Future<Output = ()>) -> Result<(), RunError> {
+        let (api, xds) = self.addresses()?;
+        {
+            let mut out = std::io::stdout().lock();
+            writeln!(out, "outrigger-control ready api={api} xds={xds}")?;
+            out.flush()?;
+        }
+        tracing::info!(%api, %xds, revision = self.api.store.current().revision, "ready");
+        let sets = self.api.store.subscribe();
+        let (publish, snapshots) =
+            watch::channel(Arc::new(Snapshot::compile(self.api.store.current())));
+        let ads = AdsService::new(snapshots, self.api.roster.clone(), self.stop.subscribe());
+        let mut stopping = self.stop.subscribe();
+        let rest = axum::serve(self.api_listener, build_router(self.api.clone()))
+            .with_graceful_shutdown(async move {
+                let _ = stopping.wait_for(|is_stopping| *is_stopping).await;
+            });
+        let stop = self.stop;
+        let deadline = async {
+            signal.await;
+            tracing::info!("stopping");
+            stop.send_replace(true);
+            tokio::time::sleep(STOP_TIME).await;
+            tracing::warn!("some callers did not finish in time and were cut off");
+        };
+        let serve = async {
+            let (ads, rest) = tokio::join!(ads.serve(self.xds_listener), rest);
+            ads?;
+            rest?;
+            Ok(())
+        };
+        tokio::select! {
+            served = serve => served,
+            () = deadline => Ok(()),
+            () = compile_changes(sets, publish) => Ok(()),
+        }
+    }
+}
+
+/// Compiles every new set; while one is compiled, later ones become one.
+async fn compile_changes(
+    mut sets: watch::Receiver<Arc<PolicySet>>,
+    publish: watch::Sender<Arc<Snapshot>>,
+) {
+    while sets.changed().await.is_ok() {
+        let set = sets.borrow_and_update().clone();
+        let compiled = tokio::task::spawn_blocking(move || Snapshot::compile(set)).await;
+        match compiled {
+            Ok(snapshot) => {
+                tracing::debug!(revision = snapshot.revision(), "compiled");
+                publish.send_replace(Arc::new(snapshot));
+            }
+            Err(stopped) => tracing::error!(reason = %stopped, "a revision was not compiled"),
+        }
+    }
+}
+
+async fn bind(what: &'static str, address: SocketAddr) -> Result<TcpListener, StartError> {
+    TcpListener::bind(address).await.map_err(|reason| {
+        let remedy = match reason.kind() {
+            std::io::ErrorKind::AddrInUse => {
+                "another process listens there: stop it, or choose another port (0 picks a free one)"
+            }
+            std::io::ErrorKind::AddrNotAvailable => "this machine has no such address",
+            std::io::ErrorKind::PermissionDenied => "choose a port above 1023",
+            _ => "choose another address",
+        };
+        StartError::Bind { what, address, reason, remedy }
+    })
+}
+
+/// Sends log lines to stderr in the chosen form.
+pub fn start_logging(settings: &Settings) {
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::new(&settings.log_level))
+        .with_writer(std::io::stderr);
+    // A second start in one process (tests) keeps the first.
+    let _ = match settings.log_format {
+        LogFormat::Json => builder.json().try_init(),
+        LogFormat::Text => builder.try_init(),
+    };
+}
+
+/// Waits for SIGTERM or SIGINT.
+pub async fn wait_for_signal() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut terminate), Ok(mut interrupt)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        tracing::warn!("signals cannot be watched; stop it with SIGKILL");
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}

@@ -1,0 +1,134 @@
+//! Purpose: one EDS cluster per Upstream.
+
+use envoy_types::pb::envoy::config::cluster::v3::circuit_breakers::Thresholds;
+use envoy_types::pb::envoy::config::cluster::v3::cluster::{
+    ClusterDiscoveryType, CommonLbConfig, DiscoveryType, EdsClusterConfig, LbConfig, LbPolicy,
+    LeastRequestLbConfig,
+};
+use envoy_types::pb::envoy::config::cluster::v3::{self as pb, CircuitBreakers, Cluster};
+use envoy_types::pb::envoy::config::core::v3::{
+    Http1ProtocolOptions, HttpProtocolOptions as CoreHttpOptions, Metadata,
+};
+use envoy_types::pb::envoy::extensions::upstreams::http::v3::HttpProtocolOptions;
+use envoy_types::pb::envoy::extensions::upstreams::http::v3::http_protocol_options::{
+    ExplicitHttpConfig, UpstreamProtocolOptions, explicit_http_config,
+};
+use envoy_types::pb::envoy::r#type::v3::Percent;
+use envoy_types::util::pack_any;
+
+use super::carrier;
+use super::effective::{Attached, Layer, cluster_name};
+use super::proto::{ads, number, span};
+use super::resource::{Resource, ResourceSet};
+use crate::model::upstream::{Balancing, Limits, OutlierDetection, Upstream};
+use crate::model::{Object, PolicySet};
+
+pub(super) fn compile_clusters(policy: &PolicySet) -> ResourceSet {
+    let attached = Attached::build(policy);
+    policy
+        .upstreams()
+        .map(|(object, upstream)| {
+            let cluster = build_cluster(object, upstream, &attached.for_upstream(&object.key));
+            Resource::pack(cluster.name.clone(), &cluster)
+        })
+        .collect()
+}
+
+fn build_cluster(object: &Object, upstream: &Upstream, layer: &Layer) -> Cluster {
+    let (policy, config) = match upstream.balancing {
+        Balancing::LeastRequest { choices } => {
+            let config =
+                LeastRequestLbConfig { choice_count: Some(number(choices)), ..Default::default() };
+            (LbPolicy::LeastRequest, Some(LbConfig::LeastRequestLbConfig(config)))
+        }
+        Balancing::Random => (LbPolicy::Random, None),
+        Balancing::RoundRobin => (LbPolicy::RoundRobin, None),
+    };
+    let outlier = layer.outlier.as_ref().or(upstream.outlier.as_ref());
+    let limits = layer.limits.as_ref().or(upstream.limits.as_ref());
+    let mut cluster = Cluster {
+        name: cluster_name(&object.key.namespace, &object.key.name),
+        cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::Eds.into())),
+        eds_cluster_config: Some(EdsClusterConfig {
+            eds_config: Some(ads()),
+            service_name: String::new(),
+        }),
+        connect_timeout: Some(span(upstream.connect_timeout)),
+        lb_policy: policy.into(),
+        lb_config: config,
+        outlier_detection: outlier.map(build_outlier),
+        circuit_breakers: limits.map(build_limits),
+        common_lb_config: upstream.panic_percent.map(|percent| CommonLbConfig {
+            healthy_panic_threshold: Some(Percent { value: f64::from(percent) }),
+            ..CommonLbConfig::default()
+        }),
+        ..Cluster::default()
+    };
+    if let Some(limit) = &layer.limit {
+        let any = carrier::cluster_policy(&limit.value, &limit.source);
+        let typed = std::iter::once((carrier::CLUSTER_POLICY.to_owned(), any)).collect();
+        cluster.metadata = Some(Metadata { typed_filter_metadata: typed, ..Metadata::default() });
+    }
+    if let Some(options) = build_http_options(upstream) {
+        let key = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions".to_owned();
+        cluster.typed_extension_protocol_options.insert(key, pack_any(options));
+    }
+    cluster
+}
+
+fn build_outlier(outlier: &OutlierDetection) -> pb::OutlierDetection {
+    pb::OutlierDetection {
+        consecutive_5xx: outlier.consecutive_5xx.map(number),
+        consecutive_gateway_failure: outlier.consecutive_gateway_failure.map(number),
+        consecutive_local_origin_failure: outlier.consecutive_local_origin_failure.map(number),
+        interval: outlier.interval.map(span),
+        base_ejection_time: outlier.base_ejection_time.map(span),
+        max_ejection_time: outlier.max_ejection_time.map(span),
+        max_ejection_percent: outlier.max_ejection_percent.map(number),
+        enforcing_consecutive_5xx: outlier.enforcing_consecutive_5xx.map(number),
+        // Envoy detects gateway failures by default but acts on none of them. Whoever sets the
+        // count wants it to count.
+        enforcing_consecutive_gateway_failure: outlier
+            .enforcing_consecutive_gateway_failure
+            .or(outlier.consecutive_gateway_failure.map(|_| 100))
+            .map(number),
+        enforcing_consecutive_local_origin_failure: outlier
+            .enforcing_consecutive_local_origin_failure
+            .map(number),
+        split_external_local_origin_errors: outlier.split_local_origin.unwrap_or(false),
+        ..pb::OutlierDetection::default()
+    }
+}
+
+fn build_limits(limits: &Limits) -> CircuitBreakers {
+    CircuitBreakers {
+        thresholds: vec![Thresholds {
+            max_connections: limits.max_connections.map(number),
+            max_pending_requests: limits.max_pending_requests.map(number),
+            max_requests: limits.max_requests.map(number),
+            max_retries: limits.max_retries.map(number),
+            ..Thresholds::default()
+        }],
+        ..CircuitBreakers::default()
+    }
+}
+
+fn build_http_options(upstream: &Upstream) -> Option<HttpProtocolOptions> {
+    if upstream.idle_timeout.is_none() && upstream.max_requests_per_connection.is_none() {
+        return None;
+    }
+    let http1 = explicit_http_config::ProtocolConfig::HttpProtocolOptions(
+        Http1ProtocolOptions::default(),
+    );
+    Some(HttpProtocolOptions {
+        common_http_protocol_options: Some(CoreHttpOptions {
+            idle_timeout: upstream.idle_timeout.map(span),
+            max_requests_per_connection: upstream.max_requests_per_connection.map(number),
+            ..CoreHttpOptions::default()
+        }),
+        upstream_protocol_options: Some(UpstreamProtocolOptions::ExplicitHttpConfig(
+            ExplicitHttpConfig { protocol_config: Some(http1) },
+        )),
+        ..HttpProtocolOptions::default()
+    })
+}

@@ -1,0 +1,147 @@
+//! Purpose: the listeners of a node, from its role: `outbound` routes by the pushed table,
+//! `inbound` hands everything to the application.
+
+use envoy_types::pb::envoy::config::cluster::v3::Cluster;
+use envoy_types::pb::envoy::config::cluster::v3::cluster::{ClusterDiscoveryType, DiscoveryType};
+use envoy_types::pb::envoy::config::core::v3::TrafficDirection;
+use envoy_types::pb::envoy::config::endpoint::v3::{ClusterLoadAssignment, LocalityLbEndpoints};
+use envoy_types::pb::envoy::config::listener::v3::{Filter, FilterChain, Listener, filter};
+use envoy_types::pb::envoy::config::route::v3::route::Action;
+use envoy_types::pb::envoy::config::route::v3::route_action::ClusterSpecifier;
+use envoy_types::pb::envoy::config::route::v3::route_match::PathSpecifier;
+use envoy_types::pb::envoy::config::route::v3::{
+    Route, RouteAction, RouteConfiguration, RouteMatch, VirtualHost,
+};
+use envoy_types::pb::envoy::extensions::filters::http::local_ratelimit::v3::LocalRateLimit;
+use envoy_types::pb::envoy::extensions::filters::http::router::v3::Router;
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
+    HttpConnectionManager, HttpFilter, Rds, http_connection_manager::RouteSpecifier, http_filter,
+};
+use envoy_types::util::pack_any;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use super::endpoints::build_endpoint;
+use super::proto::{address, ads, number, span};
+use super::resource::{Resource, ResourceSet};
+use super::role::{Inbound, NodeRole};
+use super::route::ROUTE_TABLE;
+use super::rule::LOCAL_RATE_LIMIT;
+use crate::model::upstream::{Endpoint, Health};
+
+const INBOUND_CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+
+pub(super) fn compile_listeners(role: &NodeRole) -> ResourceSet {
+    let outbound = role.outbound.map(|listen| {
+        let rds = Rds { config_source: Some(ads()), route_config_name: ROUTE_TABLE.to_owned() };
+        let filters = vec![local_rate_limit_filter(), router_filter()];
+        let routes = RouteSpecifier::Rds(rds);
+        build_listener("outbound", listen, TrafficDirection::Outbound, (routes, filters))
+    });
+    let inbound = role.inbound.as_ref().map(|inbound| {
+        let routes = RouteSpecifier::RouteConfig(inbound_routes(inbound));
+        let filters = vec![local_rate_limit_filter(), router_filter()];
+        build_listener("inbound", inbound.listen, TrafficDirection::Inbound, (routes, filters))
+    });
+    outbound
+        .into_iter()
+        .chain(inbound)
+        .map(|listener| Resource::pack(listener.name.clone(), &listener))
+        .collect()
+}
+
+fn build_listener(
+    name: &str,
+    listen: SocketAddr,
+    direction: TrafficDirection,
+    (routes, http_filters): (RouteSpecifier, Vec<HttpFilter>),
+) -> Listener {
+    let connections = HttpConnectionManager {
+        stat_prefix: name.to_owned(),
+        http_filters,
+        route_specifier: Some(routes),
+        ..HttpConnectionManager::default()
+    };
+    let filter = Filter {
+        name: "envoy.filters.network.http_connection_manager".to_owned(),
+        config_type: Some(filter::ConfigType::TypedConfig(pack_any(connections))),
+    };
+    Listener {
+        name: name.to_owned(),
+        address: Some(address(listen)),
+        traffic_direction: direction.into(),
+        filter_chains: vec![FilterChain { filters: vec![filter], ..FilterChain::default() }],
+        ..Listener::default()
+    }
+}
+
+/// Without a bucket it limits nothing; routes bring their own.
+fn local_rate_limit_filter() -> HttpFilter {
+    let config =
+        LocalRateLimit { stat_prefix: "local_rate_limit".to_owned(), ..LocalRateLimit::default() };
+    HttpFilter {
+        name: LOCAL_RATE_LIMIT.to_owned(),
+        config_type: Some(http_filter::ConfigType::TypedConfig(pack_any(config))),
+        ..HttpFilter::default()
+    }
+}
+
+fn router_filter() -> HttpFilter {
+    HttpFilter {
+        name: "envoy.filters.http.router".to_owned(),
+        config_type: Some(http_filter::ConfigType::TypedConfig(pack_any(Router::default()))),
+        ..HttpFilter::default()
+    }
+}
+
+fn inbound_cluster_name(inbound: &Inbound) -> String {
+    format!("inbound/{}", inbound.service)
+}
+
+fn inbound_routes(inbound: &Inbound) -> RouteConfiguration {
+    let action = RouteAction {
+        cluster_specifier: Some(ClusterSpecifier::Cluster(inbound_cluster_name(inbound))),
+        // The caller's proxy limits the exchange; a second clock here would only guess.
+        timeout: Some(span(Duration::ZERO)),
+        ..RouteAction::default()
+    };
+    let path = PathSpecifier::Prefix("/".to_owned());
+    RouteConfiguration {
+        name: "inbound".to_owned(),
+        virtual_hosts: vec![VirtualHost {
+            name: inbound_cluster_name(inbound),
+            domains: vec!["*".to_owned()],
+            routes: vec![Route {
+                name: inbound_cluster_name(inbound),
+                r#match: Some(RouteMatch { path_specifier: Some(path), ..RouteMatch::default() }),
+                action: Some(Action::Route(action)),
+                ..Route::default()
+            }],
+            ..VirtualHost::default()
+        }],
+        ..RouteConfiguration::default()
+    }
+}
+
+/// The application itself, as a cluster of one fixed endpoint.
+pub(super) fn inbound_cluster(inbound: &Inbound) -> Resource {
+    let name = inbound_cluster_name(inbound);
+    let endpoint =
+        Endpoint { address: inbound.app, weight: 1, zone: String::new(), health: Health::Unknown };
+    let cluster = Cluster {
+        name: name.clone(),
+        cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::Static.into())),
+        connect_timeout: Some(span(INBOUND_CONNECT_TIMEOUT)),
+        load_assignment: Some(ClusterLoadAssignment {
+            cluster_name: name.clone(),
+            endpoints: vec![LocalityLbEndpoints {
+                load_balancing_weight: Some(number(1)),
+                lb_endpoints: vec![build_endpoint(&endpoint)],
+                ..LocalityLbEndpoints::default()
+            }],
+            ..ClusterLoadAssignment::default()
+        }),
+        ..Cluster::default()
+    };
+    Resource::pack(name, &cluster)
+}

@@ -1,0 +1,262 @@
+//! Purpose: what only shows across objects: references to nothing, policies that contradict each
+//! other, names claimed twice. Runs on the set as it would be after an apply.
+//! Shape: only objects that the apply touches are reported, so an old fault (left by a forced
+//! delete) never blocks an unrelated apply.
+//! Errors: [`Problem`], all at once.
+
+use std::collections::BTreeMap;
+
+use super::http_route::{HttpRoute, Rule};
+use super::object::{Kind, Object, ObjectKey, PolicySet, Spec};
+use super::problem::{Problem, nearest};
+use super::traffic_policy::TargetRef;
+
+/// The objects an apply writes, with the document each came from.
+pub type Touched = BTreeMap<ObjectKey, Option<usize>>;
+
+/// Every contradiction in `set` that involves a touched object.
+#[must_use]
+pub fn find_contradictions(set: &PolicySet, touched: &Touched) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    for (key, document) in touched {
+        let Some(object) = set.objects.get(key) else { continue };
+        let mut found = match &object.spec {
+            Spec::HttpRoute(route) => route_problems(set, object, route),
+            Spec::TrafficPolicy(policy) => target_problems(set, object, &policy.targets),
+            Spec::RateLimit(limit) => target_problems(set, object, &limit.targets),
+            Spec::Upstream(_) => Vec::new(),
+        };
+        for problem in &mut found {
+            problem.document = *document;
+            problem.object = Some(key.to_string());
+        }
+        problems.extend(found);
+    }
+    problems.extend(setting_conflicts(set, touched));
+    problems.extend(service_conflicts(set, touched));
+    problems.sort_by(|left, right| left.document.cmp(&right.document));
+    problems
+}
+
+/// The objects that refer to `key`, which a delete must name.
+#[must_use]
+pub fn referrers(set: &PolicySet, key: &ObjectKey) -> Vec<ObjectKey> {
+    set.objects
+        .values()
+        .filter(|object| match &object.spec {
+            Spec::HttpRoute(route) => {
+                key.kind == Kind::Upstream
+                    && route.rules.iter().flat_map(|rule| &rule.backends).any(|backend| {
+                        backend.namespace == key.namespace && backend.name == key.name
+                    })
+            }
+            Spec::TrafficPolicy(policy) => refers(&object.key, &policy.targets, key),
+            Spec::RateLimit(limit) => refers(&object.key, &limit.targets, key),
+            Spec::Upstream(_) => false,
+        })
+        .map(|object| object.key.clone())
+        .collect()
+}
+
+fn refers(from: &ObjectKey, targets: &[TargetRef], key: &ObjectKey) -> bool {
+    from.namespace == key.namespace
+        && targets.iter().any(|target| target.kind == key.kind && target.name == key.name)
+}
+
+fn route_problems(set: &PolicySet, object: &Object, route: &HttpRoute) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    for (rule_index, rule) in route.rules.iter().enumerate() {
+        for (index, backend) in rule.backends.iter().enumerate() {
+            let key = ObjectKey::new(Kind::Upstream, &backend.namespace, &backend.name);
+            if !set.objects.contains_key(&key) {
+                problems.push(missing(
+                    set,
+                    &key,
+                    format!("spec.rules[{rule_index}].backendRefs[{index}].name"),
+                ));
+            }
+        }
+    }
+    for (index, hostname) in route.hostnames.iter().enumerate() {
+        let owner = set.upstreams().find(|(upstream, spec)| {
+            let service = spec.service_name.as_deref().unwrap_or(&upstream.key.name);
+            service_names(&upstream.key.namespace, service).contains(hostname)
+        });
+        if let Some((upstream, _)) = owner {
+            let service = &upstream.key;
+            let own = route.parents.iter().any(|p| p.namespace == service.namespace);
+            if !own || route.parents.iter().all(|parent| parent.name != service.name) {
+                problems.push(Problem {
+                    path: format!("spec.hostnames[{index}]"),
+                    value: Some(hostname.clone()),
+                    message: format!("is already a name of {service}"),
+                    remedy: Some("bind the route to it with parentRefs instead".to_owned()),
+                    ..Problem::default()
+                });
+            }
+        }
+    }
+    let _ = object;
+    problems
+}
+
+/// The names under which the service is called from its own or another namespace.
+#[must_use]
+pub fn service_names(namespace: &str, service: &str) -> [String; 4] {
+    [
+        service.to_owned(),
+        format!("{service}.{namespace}"),
+        format!("{service}.{namespace}.svc"),
+        format!("{service}.{namespace}.svc.cluster.local"),
+    ]
+}
+
+fn missing(set: &PolicySet, key: &ObjectKey, path: String) -> Problem {
+    let names: Vec<&str> = set
+        .objects
+        .keys()
+        .filter(|other| other.kind == key.kind && other.namespace == key.namespace)
+        .map(|other| other.name.as_str())
+        .collect();
+    let remedy = match nearest(&key.name, &names) {
+        Some(near) => format!("did you mean {near}?"),
+        None => format!("apply that {} first or in the same request", key.kind),
+    };
+    Problem {
+        path,
+        value: Some(key.name.clone()),
+        message: format!("{key} is neither stored nor in this apply"),
+        remedy: Some(remedy),
+        ..Problem::default()
+    }
+}
+
+fn target_problems(set: &PolicySet, object: &Object, targets: &[TargetRef]) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    for (index, target) in targets.iter().enumerate() {
+        let key = ObjectKey::new(target.kind, &object.key.namespace, &target.name);
+        let Some(found) = set.objects.get(&key) else {
+            problems.push(missing(set, &key, format!("spec.targetRefs[{index}].name")));
+            continue;
+        };
+        let (Some(section), Spec::HttpRoute(route)) = (&target.section, &found.spec) else { continue };
+        if find_rule(route, section).is_none() {
+            let names: Vec<&str> =
+                route.rules.iter().filter_map(|rule| rule.name.as_deref()).collect();
+            let allowed = match names.as_slice() {
+                [] => "its rules have no names".to_owned(),
+                names => format!("its rules are {}", names.join(", ")),
+            };
+            problems.push(Problem {
+                path: format!("spec.targetRefs[{index}].sectionName"),
+                value: Some(section.clone()),
+                message: format!("{key} has no rule of this name: {allowed}"),
+                remedy: Some("give the rule a name, or target the whole route".to_owned()),
+                ..Problem::default()
+            });
+        }
+    }
+    problems
+}
+
+fn find_rule<'a>(route: &'a HttpRoute, name: &str) -> Option<&'a Rule> {
+    route.rules.iter().find(|rule| rule.name.as_deref() == Some(name))
+}
+
+/// One thing that may be set once for a target.
+type Slot = (ObjectKey, Option<String>, &'static str);
+
+/// Two writers of one setting of one target: which of them counts would be chance.
+fn setting_conflicts(set: &PolicySet, touched: &Touched) -> Vec<Problem> {
+    let mut writers: BTreeMap<Slot, Vec<(ObjectKey, &'static str)>> = BTreeMap::new();
+    for (object, route) in set.http_routes() {
+        for rule in &route.rules {
+            for (setting, path) in rule_settings(rule) {
+                if rule.name.is_some() {
+                    let slot = (object.key.clone(), rule.name.clone(), setting);
+                    writers.entry(slot).or_default().push((object.key.clone(), path));
+                }
+            }
+        }
+    }
+    for object in set.objects.values() {
+        let (targets, settings) = match &object.spec {
+            Spec::TrafficPolicy(policy) => (&policy.targets, policy_settings(policy)),
+            Spec::RateLimit(limit) => (&limit.targets, vec![("limit", "spec.requests")]),
+            Spec::HttpRoute(_) | Spec::Upstream(_) => continue,
+        };
+        for target in targets {
+            let key = ObjectKey::new(target.kind, &object.key.namespace, &target.name);
+            for (setting, path) in &settings {
+                let slot = (key.clone(), target.section.clone(), *setting);
+                writers.entry(slot).or_default().push((object.key.clone(), path));
+            }
+        }
+    }
+    let mut problems = Vec::new();
+    for ((target, section, _), objects) in writers.iter().filter(|(_, list)| list.len() > 1) {
+        let Some((writer, path)) = objects.iter().rev().find(|(key, _)| touched.contains_key(key))
+        else {
+            continue;
+        };
+        let others: Vec<String> =
+            objects.iter().filter(|(key, _)| key != writer).map(|(key, _)| key.to_string()).collect();
+        let rule = section.as_ref().map(|name| format!(", rule {name}")).unwrap_or_default();
+        problems.push(Problem {
+            document: touched.get(writer).copied().flatten(),
+            object: Some(writer.to_string()),
+            path: (*path).to_owned(),
+            value: None,
+            message: format!("is also set by {} for {target}{rule}", others.join(", ")),
+            remedy: Some("keep it in one of them".to_owned()),
+        });
+    }
+    problems
+}
+
+fn rule_settings(rule: &Rule) -> Vec<(&'static str, &'static str)> {
+    let all = [
+        (rule.request_timeout.is_some(), "request timeout", "spec.rules[].timeouts.request"),
+        (rule.try_timeout.is_some(), "try timeout", "spec.rules[].timeouts.backendRequest"),
+        (rule.retry.is_some(), "retry", "spec.rules[].retry"),
+    ];
+    all.iter().filter(|(is_set, ..)| *is_set).map(|(_, setting, path)| (*setting, *path)).collect()
+}
+
+fn policy_settings(
+    policy: &super::traffic_policy::TrafficPolicy,
+) -> Vec<(&'static str, &'static str)> {
+    let retry_timeout = policy.retry.as_ref().is_some_and(|retry| retry.try_timeout.is_some());
+    let all = [
+        (policy.request_timeout.is_some(), "request timeout", "spec.timeouts.request"),
+        (policy.try_timeout.is_some(), "try timeout", "spec.timeouts.perTry"),
+        (retry_timeout, "try timeout", "spec.retry.perTryTimeout"),
+        (policy.retry.is_some(), "retry", "spec.retry"),
+        (policy.limit.is_some(), "limit", "spec.localRateLimit"),
+        (policy.outlier.is_some(), "outlier detection", "spec.outlierDetection"),
+        (policy.limits.is_some(), "limits", "spec.limits"),
+    ];
+    all.iter().filter(|(is_set, ..)| *is_set).map(|(_, setting, path)| (*setting, *path)).collect()
+}
+
+fn service_conflicts(set: &PolicySet, touched: &Touched) -> Vec<Problem> {
+    let mut owners: BTreeMap<(&str, &str), Vec<&ObjectKey>> = BTreeMap::new();
+    for (object, upstream) in set.upstreams() {
+        let service = upstream.service_name.as_deref().unwrap_or(&object.key.name);
+        owners.entry((&object.key.namespace, service)).or_default().push(&object.key);
+    }
+    let mut problems = Vec::new();
+    for ((_, service), keys) in owners.iter().filter(|(_, keys)| keys.len() > 1) {
+        let Some(key) = keys.iter().rev().find(|key| touched.contains_key(**key)) else { continue };
+        let other = keys.iter().find(|other| other != &key).map(ToString::to_string);
+        problems.push(Problem {
+            document: touched.get(*key).copied().flatten(),
+            object: Some(key.to_string()),
+            path: "spec.serviceName".to_owned(),
+            value: Some((*service).to_owned()),
+            message: format!("is already the service of {}", other.unwrap_or_default()),
+            remedy: Some("choose another serviceName, or split by weights in an HTTPRoute".to_owned()),
+        });
+    }
+    problems
+}

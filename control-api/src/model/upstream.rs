@@ -1,0 +1,287 @@
+//! Purpose: our kind `Upstream`: where endpoints are, how to balance over them and when to eject.
+//! Units: spans are [`Duration`]; percentages are 0..=100.
+//! Source: names and ranges follow Envoy's cluster, so that an operator's knowledge carries over.
+//! Limits: 10,000 endpoints an upstream.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use super::cursor::{Cursor, Fields};
+use super::object::{LABEL_RULE, is_dns_label};
+
+const MS: Duration = Duration::from_millis(1);
+const HOUR: Duration = Duration::from_secs(3_600);
+const ENDPOINTS_MAX: usize = 10_000;
+
+/// A named group of endpoints.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Upstream {
+    /// The name callers use; the object's own name when absent.
+    pub service_name: Option<String>,
+    /// The endpoints; none is allowed and answers 503.
+    pub endpoints: Vec<Endpoint>,
+    /// How one is chosen.
+    pub balancing: Balancing,
+    /// Limit of connecting.
+    pub connect_timeout: Duration,
+    /// When an endpoint is ejected; never when absent.
+    pub outlier: Option<OutlierDetection>,
+    /// Bounds on what is open at once.
+    pub limits: Option<Limits>,
+    /// Below this share of healthy endpoints all are used; 0 turns it off.
+    pub panic_percent: Option<u32>,
+    /// How long an unused connection is kept.
+    pub idle_timeout: Option<Duration>,
+    /// How many requests one connection serves.
+    pub max_requests_per_connection: Option<u32>,
+}
+
+/// One address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Address and port.
+    pub address: SocketAddr,
+    /// Its share within its zone.
+    pub weight: u32,
+    /// Its zone.
+    pub zone: String,
+    /// What is known of it.
+    pub health: Health,
+}
+
+/// What is known of an endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Health {
+    /// Gets no new requests, finishes what it has.
+    Draining,
+    /// In use.
+    Healthy,
+    /// In use until proven otherwise.
+    Unknown,
+}
+
+/// How an endpoint is chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Balancing {
+    /// The least busy of some random ones.
+    LeastRequest {
+        /// How many are compared.
+        choices: u32,
+    },
+    /// Any.
+    Random,
+    /// In turn, by weight.
+    RoundRobin,
+}
+
+/// Envoy's outlier detection; a knob left out has Envoy's default.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct OutlierDetection {
+    /// Answers of class 5xx in a row.
+    pub consecutive_5xx: Option<u32>,
+    /// Gateway failures (502, 503, 504) in a row.
+    pub consecutive_gateway_failure: Option<u32>,
+    /// Failures of our own (connect, reset) in a row, when split.
+    pub consecutive_local_origin_failure: Option<u32>,
+    /// How often ejections are reviewed.
+    pub interval: Option<Duration>,
+    /// First ejection; multiplied by the number of ejections.
+    pub base_ejection_time: Option<Duration>,
+    /// Longest ejection.
+    pub max_ejection_time: Option<Duration>,
+    /// Largest share ejected at once.
+    pub max_ejection_percent: Option<u32>,
+    /// Share of detections acted upon.
+    pub enforcing_consecutive_5xx: Option<u32>,
+    /// Share of detections acted upon.
+    pub enforcing_consecutive_gateway_failure: Option<u32>,
+    /// Share of detections acted upon.
+    pub enforcing_consecutive_local_origin_failure: Option<u32>,
+    /// Count local failures apart.
+    pub split_local_origin: Option<bool>,
+}
+
+/// Envoy's circuit breakers; a bound left out has Envoy's default.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// Connections.
+    pub max_connections: Option<u32>,
+    /// Requests waiting for a connection.
+    pub max_pending_requests: Option<u32>,
+    /// Requests in flight.
+    pub max_requests: Option<u32>,
+    /// Retries in flight.
+    pub max_retries: Option<u32>,
+}
+
+/// Reads a spec.
+pub fn parse_upstream(at: &Cursor<'_>) -> Option<Upstream> {
+    let fields = at.fields(&[
+        "serviceName",
+        "endpoints",
+        "loadBalancing",
+        "connectTimeout",
+        "outlierDetection",
+        "limits",
+        "panicThresholdPercent",
+        "idleTimeout",
+        "maxRequestsPerConnection",
+    ])?;
+    let service = fields.optional("serviceName");
+    let connect = match fields.optional("connectTimeout") {
+        Some(at) => at.duration(MS..=HOUR),
+        None => Some(Duration::from_secs(1)),
+    };
+    Some(Upstream {
+        service_name: service.and_then(|at| at.text(is_dns_label, LABEL_RULE)),
+        endpoints: parse_endpoints(&fields),
+        balancing: parse_balancing(&fields),
+        connect_timeout: connect?,
+        outlier: fields.optional("outlierDetection").and_then(|at| parse_outlier(&at)),
+        limits: fields.optional("limits").and_then(|at| parse_limits(&at)),
+        panic_percent: fields.optional("panicThresholdPercent").and_then(|at| at.integer32(0..=100)),
+        idle_timeout: fields.optional("idleTimeout").and_then(|at| at.duration(MS..=24 * HOUR)),
+        max_requests_per_connection: fields
+            .optional("maxRequestsPerConnection")
+            .and_then(|at| at.integer32(1..=u32::MAX)),
+    })
+}
+
+fn parse_endpoints(fields: &Fields<'_>) -> Vec<Endpoint> {
+    let items = fields.required("endpoints").map(|at| at.items(0..=ENDPOINTS_MAX));
+    let mut seen = BTreeSet::new();
+    let mut endpoints = Vec::new();
+    for at in items.unwrap_or_default() {
+        let Some(endpoint) = parse_endpoint(&at) else { continue };
+        if !seen.insert(endpoint.address) {
+            at.refuse("this address is in the list twice");
+        }
+        endpoints.push(endpoint);
+    }
+    let total: u64 = endpoints.iter().map(|endpoint| u64::from(endpoint.weight)).sum();
+    if total > u64::from(u32::MAX) {
+        fields.refuse_field("endpoints", format!("the sum of weights {total} is above {}", u32::MAX));
+    }
+    endpoints
+}
+
+fn parse_endpoint(at: &Cursor<'_>) -> Option<Endpoint> {
+    let fields = at.fields(&["address", "weight", "zone", "health"])?;
+    let address = fields.required("address").and_then(|at| parse_address(&at));
+    let weight = match fields.optional("weight") {
+        Some(at) => at.integer32(1..=1_000_000),
+        None => Some(1),
+    };
+    let zone = fields.optional("zone").and_then(|at| at.text(is_dns_label, LABEL_RULE));
+    let words =
+        [("Unknown", Health::Unknown), ("Healthy", Health::Healthy), ("Draining", Health::Draining)];
+    let health = match fields.optional("health") {
+        Some(at) => at.choice(&words),
+        None => Some(Health::Unknown),
+    };
+    Some(Endpoint {
+        address: address?,
+        weight: weight?,
+        zone: zone.unwrap_or_default(),
+        health: health?,
+    })
+}
+
+fn parse_address(at: &Cursor<'_>) -> Option<SocketAddr> {
+    const REMEDY: &str = "write it like \"10.0.0.7:8080\" or \"[fd00::7]:8080\"; \
+                          names are not resolved here";
+    let text = at.string()?;
+    match text.parse::<SocketAddr>() {
+        Ok(address) if address.port() == 0 => at.refuse_with("the port must be in 1..=65535", REMEDY),
+        Ok(address) if address.ip().is_unspecified() => {
+            at.refuse_with("is the unspecified address, which nothing can connect to", REMEDY);
+        }
+        Ok(address) if address.ip().is_multicast() => at.refuse_with("is a multicast address", REMEDY),
+        Ok(address) => return Some(address),
+        Err(_) => {
+            at.refuse_with("must be an IP address and a port in 1..=65535", REMEDY);
+        }
+    }
+    None
+}
+
+fn parse_balancing(fields: &Fields<'_>) -> Balancing {
+    #[derive(Clone, Copy, PartialEq)]
+    enum Word {
+        Least,
+        Random,
+        Round,
+    }
+    let Some(at) = fields.optional("loadBalancing") else { return Balancing::RoundRobin };
+    let Some(fields) = at.fields(&["policy", "choiceCount"]) else { return Balancing::RoundRobin };
+    let words =
+        [("RoundRobin", Word::Round), ("LeastRequest", Word::Least), ("Random", Word::Random)];
+    let word = match fields.optional("policy") {
+        Some(at) => at.choice(&words),
+        None => Some(Word::Round),
+    };
+    let choices = fields.optional("choiceCount").and_then(|at| at.integer32(2..=64));
+    if fields.has("choiceCount") && word.is_some_and(|word| word != Word::Least) {
+        fields.refuse_field("choiceCount", "belongs to the policy LeastRequest only");
+    }
+    match word {
+        Some(Word::Least) => Balancing::LeastRequest { choices: choices.unwrap_or(2) },
+        Some(Word::Random) => Balancing::Random,
+        Some(Word::Round) | None => Balancing::RoundRobin,
+    }
+}
+
+/// Reads an outlier-detection stanza.
+pub fn parse_outlier(at: &Cursor<'_>) -> Option<OutlierDetection> {
+    let fields = at.fields(&[
+        "consecutive5xx",
+        "consecutiveGatewayFailure",
+        "consecutiveLocalOriginFailure",
+        "interval",
+        "baseEjectionTime",
+        "maxEjectionTime",
+        "maxEjectionPercent",
+        "enforcingConsecutive5xx",
+        "enforcingConsecutiveGatewayFailure",
+        "enforcingConsecutiveLocalOriginFailure",
+        "splitExternalLocalOriginErrors",
+    ])?;
+    let count = |name: &str| fields.optional(name).and_then(|at| at.integer32(0..=u32::MAX));
+    let percent = |name: &str| fields.optional(name).and_then(|at| at.integer32(0..=100));
+    let span = |name: &str| fields.optional(name).and_then(|at| at.duration(MS..=24 * HOUR));
+    let outlier = OutlierDetection {
+        consecutive_5xx: count("consecutive5xx"),
+        consecutive_gateway_failure: count("consecutiveGatewayFailure"),
+        consecutive_local_origin_failure: count("consecutiveLocalOriginFailure"),
+        interval: span("interval"),
+        base_ejection_time: span("baseEjectionTime"),
+        max_ejection_time: span("maxEjectionTime"),
+        max_ejection_percent: percent("maxEjectionPercent"),
+        enforcing_consecutive_5xx: percent("enforcingConsecutive5xx"),
+        enforcing_consecutive_gateway_failure: percent("enforcingConsecutiveGatewayFailure"),
+        enforcing_consecutive_local_origin_failure: percent("enforcingConsecutiveLocalOriginFailure"),
+        split_local_origin: fields
+            .optional("splitExternalLocalOriginErrors")
+            .and_then(|at| at.boolean()),
+    };
+    if let (Some(base), Some(max)) = (outlier.base_ejection_time, outlier.max_ejection_time)
+        && max < base
+    {
+        fields.refuse_field("maxEjectionTime", "must not be shorter than baseEjectionTime");
+    }
+    Some(outlier)
+}
+
+/// Reads a limits stanza.
+pub fn parse_limits(at: &Cursor<'_>) -> Option<Limits> {
+    let fields =
+        at.fields(&["maxConnections", "maxPendingRequests", "maxRequests", "maxRetries"])?;
+    let count = |name: &str| fields.optional(name).and_then(|at| at.integer32(0..=u32::MAX));
+    Some(Limits {
+        max_connections: count("maxConnections"),
+        max_pending_requests: count("maxPendingRequests"),
+        max_requests: count("maxRequests"),
+        max_retries: count("maxRetries"),
+    })
+}
