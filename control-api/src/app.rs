@@ -113,14 +113,12 @@ impl App {
         }
         tracing::info!(%api, %xds, revision = self.api.store.current().revision, "ready");
         let sets = self.api.store.subscribe();
-        let (publish, snapshots) =
-            watch::channel(Arc::new(Snapshot::compile(self.api.store.current())));
+        let (publish, snapshots) = watch::channel(Arc::new(Snapshot::compile(self.api.store.current())));
         let ads = AdsService::new(snapshots, self.api.roster.clone(), self.stop.subscribe());
         let mut stopping = self.stop.subscribe();
-        let rest = axum::serve(self.api_listener, build_router(self.api.clone()))
-            .with_graceful_shutdown(async move {
-                let _ = stopping.wait_for(|is_stopping| *is_stopping).await;
-            });
+        let rest = axum::serve(self.api_listener, build_router(self.api.clone())).with_graceful_shutdown(async move {
+            let _ = stopping.wait_for(|is_stopping| *is_stopping).await;
+        });
         let stop = self.stop;
         let deadline = async {
             signal.await;
@@ -144,10 +142,7 @@ impl App {
 }
 
 /// Compiles every new set; while one is compiled, later ones become one.
-async fn compile_changes(
-    mut sets: watch::Receiver<Arc<PolicySet>>,
-    publish: watch::Sender<Arc<Snapshot>>,
-) {
+async fn compile_changes(mut sets: watch::Receiver<Arc<PolicySet>>, publish: watch::Sender<Arc<Snapshot>>) {
     while sets.changed().await.is_ok() {
         let set = sets.borrow_and_update().clone();
         let compiled = tokio::task::spawn_blocking(move || Snapshot::compile(set)).await;
@@ -190,8 +185,7 @@ pub fn start_logging(settings: &Settings) {
 /// Waits for SIGTERM or SIGINT.
 pub async fn wait_for_signal() {
     use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut terminate), Ok(mut interrupt)) =
-        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
     else {
         tracing::warn!("signals cannot be watched; stop it with SIGKILL");
         return std::future::pending().await;

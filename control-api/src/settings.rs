@@ -124,17 +124,13 @@ pub enum SettingsError {
 }
 
 fn lines(path: &Path, problems: &[Problem]) -> String {
-    let lines: Vec<String> =
-        problems.iter().map(|problem| format!("{}: {problem}", path.display())).collect();
+    let lines: Vec<String> = problems.iter().map(|problem| format!("{}: {problem}", path.display())).collect();
     lines.join("\n")
 }
 
 impl Settings {
     /// Puts flags, file and defaults together. `variable` reads the environment.
-    pub fn resolve(
-        args: &Args,
-        variable: impl Fn(&str) -> Option<String>,
-    ) -> Result<Self, SettingsError> {
+    pub fn resolve(args: &Args, variable: impl Fn(&str) -> Option<String>) -> Result<Self, SettingsError> {
         let file = match &args.config {
             Some(path) => read_file(path)?,
             None => Args::default(),

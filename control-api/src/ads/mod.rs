@@ -113,9 +113,7 @@ impl AggregatedDiscoveryService for AdsService {
         &self,
         _request: Request<Streaming<DeltaDiscoveryRequest>>,
     ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
-        Err(Status::unimplemented(
-            "incremental xDS is not served yet: set api_type to GRPC (state of the world)",
-        ))
+        Err(Status::unimplemented("incremental xDS is not served yet: set api_type to GRPC (state of the world)"))
     }
 }
 
@@ -169,9 +167,8 @@ impl Session {
     fn next_response(&mut self) -> Option<DiscoveryResponse> {
         let joined = self.joined.as_mut()?;
         let mut response = joined.dance.next_push(Instant::now())?;
-        response.control_plane = Some(ControlPlane {
-            identifier: concat!("outrigger-control/", env!("CARGO_PKG_VERSION")).to_owned(),
-        });
+        response.control_plane =
+            Some(ControlPlane { identifier: concat!("outrigger-control/", env!("CARGO_PKG_VERSION")).to_owned() });
         joined.seat.update(&joined.dance);
         self.roster.count_push(&response.type_url);
         Some(response)
@@ -209,9 +206,11 @@ impl Session {
 
     fn take_request(&mut self, request: &DiscoveryRequest) -> Result<(), Status> {
         if self.joined.is_none() {
-            let node = request.node.as_ref().filter(|node| !node.id.is_empty()).ok_or_else(|| {
-                Status::invalid_argument("the first message of a stream must carry node.id")
-            })?;
+            let node = request
+                .node
+                .as_ref()
+                .filter(|node| !node.id.is_empty())
+                .ok_or_else(|| Status::invalid_argument("the first message of a stream must carry node.id"))?;
             self.joined = Some(self.join(node)?);
         }
         let Some(joined) = &mut self.joined else { return Ok(()) };

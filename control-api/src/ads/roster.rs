@@ -126,12 +126,7 @@ impl Roster {
 
     /// Seats a proxy until the returned value is dropped.
     #[must_use]
-    pub fn seat(
-        roster: &Arc<Self>,
-        node: &Node,
-        address: Option<SocketAddr>,
-        role: &NodeRole,
-    ) -> Seat {
+    pub fn seat(roster: &Arc<Self>, node: &Node, address: Option<SocketAddr>, role: &NodeRole) -> Seat {
         let view = ProxyView {
             node: node.id.clone(),
             cluster: node.cluster.clone(),

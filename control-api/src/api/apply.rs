@@ -40,9 +40,7 @@ pub(super) fn read_options(query: OptionsQuery) -> Result<Changes, ApiError> {
 /// Reads a body up to the limit, as text, with its syntax.
 pub(super) async fn read_body(headers: &HeaderMap, body: Body) -> Result<(String, Syntax), ApiError> {
     let bytes = axum::body::to_bytes(body, BODY_BYTES_MAX).await.map_err(|_| {
-        ApiError::too_large(format!(
-            "the body is above {BODY_BYTES_MAX} bytes or was cut short; apply it in parts"
-        ))
+        ApiError::too_large(format!("the body is above {BODY_BYTES_MAX} bytes or was cut short; apply it in parts"))
     })?;
     let text = String::from_utf8(bytes.into())
         .map_err(|error| ApiError::bad_request(format!("the body is not UTF-8: {error}")))?;
@@ -60,9 +58,9 @@ pub(super) fn read_if_match(headers: &HeaderMap) -> Result<Option<u64>, ApiError
         return Ok(None);
     }
     let number = value.trim().trim_start_matches("W/").trim_matches('"').parse();
-    number.map(Some).map_err(|_| {
-        ApiError::bad_request(format!("If-Match is {value:?}; it must be a revision such as \"12\""))
-    })
+    number
+        .map(Some)
+        .map_err(|_| ApiError::bad_request(format!("If-Match is {value:?}; it must be a revision such as \"12\"")))
 }
 
 async fn read_manifests(headers: &HeaderMap, body: Body) -> Result<Vec<Manifest>, ApiError> {
@@ -104,8 +102,7 @@ pub(super) async fn delete_all(
 async fn commit(api: &Arc<Api>, changes: Changes) -> Result<Json<Value>, ApiError> {
     let (is_dry_run, insists) = (changes.is_dry_run, changes.expected_revision.is_some());
     let committed = api.commit(changes).await;
-    let outcome =
-        committed.map_err(|error| if insists { error.as_precondition() } else { error })?;
+    let outcome = committed.map_err(|error| if insists { error.as_precondition() } else { error })?;
     Ok(Json(answer(&outcome, is_dry_run)))
 }
 

@@ -102,7 +102,7 @@ impl From<StoreError> for ApiError {
             }
             StoreError::Referenced { by, .. } => {
                 let names: Vec<String> = by.iter().map(ToString::to_string).collect();
-                let remedy = format!("{message}; change those first, or add ?force=true");
+                let remedy = format!("{message}; change those first, or force it (--force, ?force=true)");
                 Self::conflict(remedy).with(json!({ "referrers": names }))
             }
             StoreError::Full(_) => {

@@ -49,9 +49,7 @@ impl Guard {
         if let Some(origin) = text(header::ORIGIN).filter(|_| changes) {
             let authority = origin.split_once("://").map(|(_, authority)| authority);
             if authority != Some(host) {
-                return Err(ApiError::forbidden(format!(
-                    "a page of {origin} may not change policy here"
-                )));
+                return Err(ApiError::forbidden(format!("a page of {origin} may not change policy here")));
             }
         }
         let Some(token) = self.token.as_ref().filter(|_| path != "/healthz") else { return Ok(()) };
@@ -99,10 +97,8 @@ mod tests {
     use axum::http::HeaderValue;
 
     fn admits(guard: &Guard, method: Method, pairs: &[(header::HeaderName, &'static str)]) -> bool {
-        let headers: HeaderMap = pairs
-            .iter()
-            .map(|(name, value)| (name.clone(), HeaderValue::from_static(value)))
-            .collect();
+        let headers: HeaderMap =
+            pairs.iter().map(|(name, value)| (name.clone(), HeaderValue::from_static(value))).collect();
         guard.admits(&method, &headers, "/v1/apply").is_ok()
     }
 
@@ -128,7 +124,7 @@ mod tests {
     fn a_token_is_wanted_when_set() {
         let guard = Guard::new(([0, 0, 0, 0], 15080).into(), Some("secret-of-the-mesh".into()));
         let host = (header::HOST, "control.mesh:15080");
-        assert!(!admits(&guard, Method::GET, &[host.clone()]));
+        assert!(!admits(&guard, Method::GET, std::slice::from_ref(&host)));
         let wrong = (header::AUTHORIZATION, "Bearer secret-of-the-mess");
         assert!(!admits(&guard, Method::GET, &[host.clone(), wrong]));
         let right = (header::AUTHORIZATION, "Bearer secret-of-the-mesh");

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use axum::extract::State;
 use axum::http::{StatusCode, header};
@@ -32,11 +32,9 @@ pub(super) async fn render(State(api): State<Arc<Api>>) -> impl IntoResponse {
     let set = api.store.current();
     let proxies = api.roster.proxies();
     let (pushes, nacks, streams) = api.roster.counts();
-    let behind = proxies.iter().filter(|proxy| {
-        proxy.running_revision.is_none_or(|running| running < proxy.desired_revision)
-    });
-    let mut objects: BTreeMap<&str, usize> =
-        Kind::ALL.iter().map(|kind| (kind.as_str(), 0)).collect();
+    let behind =
+        proxies.iter().filter(|proxy| proxy.running_revision.is_none_or(|running| running < proxy.desired_revision));
+    let mut objects: BTreeMap<&str, usize> = Kind::ALL.iter().map(|kind| (kind.as_str(), 0)).collect();
     for key in set.objects.keys() {
         *objects.entry(key.kind.as_str()).or_default() += 1;
     }
@@ -49,12 +47,7 @@ pub(super) async fn render(State(api): State<Arc<Api>>) -> impl IntoResponse {
     for (kind, count) in &objects {
         page.line("outrigger_control_objects", &[("kind", kind)], *count as u64);
     }
-    page.single(
-        "outrigger_control_proxies",
-        "gauge",
-        "Connected proxies.",
-        proxies.len() as u64,
-    );
+    page.single("outrigger_control_proxies", "gauge", "Connected proxies.", proxies.len() as u64);
     page.single(
         "outrigger_control_proxies_behind",
         "gauge",
@@ -91,8 +84,7 @@ impl Page {
     }
 
     fn line(&mut self, name: &str, labels: &[(&str, &str)], value: u64) {
-        let labels: Vec<String> =
-            labels.iter().map(|(label, value)| format!("{label}=\"{value}\"")).collect();
+        let labels: Vec<String> = labels.iter().map(|(label, value)| format!("{label}=\"{value}\"")).collect();
         let _ = writeln!(self.text, "{name}{{{}}} {value}", labels.join(","));
     }
 

@@ -88,10 +88,7 @@ async fn openapi() -> impl IntoResponse {
 
 async fn unknown_path(uri: Uri) -> ApiError {
     let kinds = Kind::ALL.map(Kind::as_str).join(", ");
-    ApiError::not_found(format!(
-        "no such path {}: see /openapi.json; kinds are {kinds}",
-        uri.path()
-    ))
+    ApiError::not_found(format!("no such path {}: see /openapi.json; kinds are {kinds}", uri.path()))
 }
 
 async fn wrong_method(method: Method, uri: Uri) -> ApiError {

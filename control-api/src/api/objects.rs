@@ -25,10 +25,7 @@ fn parse_key(Path((kind, namespace, name)): KeyPath) -> Result<ObjectKey, ApiErr
     Ok(ObjectKey::new(parse_kind(&kind)?, &namespace, &name))
 }
 
-pub(super) async fn list_all(
-    State(api): State<Arc<Api>>,
-    Path(kind): Path<String>,
-) -> Result<Json<Value>, ApiError> {
+pub(super) async fn list_all(State(api): State<Arc<Api>>, Path(kind): Path<String>) -> Result<Json<Value>, ApiError> {
     let kind = parse_kind(&kind)?;
     Ok(Json(list(&api.store.current(), kind, None)))
 }
@@ -62,10 +59,7 @@ fn show(object: &Object, status: StatusCode) -> Response {
     (status, [(header::ETAG, tag)], Json(object.to_json())).into_response()
 }
 
-pub(super) async fn read(
-    State(api): State<Arc<Api>>,
-    path: KeyPath,
-) -> Result<Response, ApiError> {
+pub(super) async fn read(State(api): State<Arc<Api>>, path: KeyPath) -> Result<Response, ApiError> {
     let key = parse_key(path)?;
     match api.store.current().objects.get(&key) {
         Some(object) => Ok(show(object, StatusCode::OK)),
@@ -89,10 +83,7 @@ pub(super) async fn put(
         return Err(ApiError::bad_request("PUT takes one object; use POST /v1/apply for several"));
     };
     if manifest.key != key {
-        return Err(ApiError::bad_request(format!(
-            "the body is {}, the path says {key}",
-            manifest.key
-        )));
+        return Err(ApiError::bad_request(format!("the body is {}, the path says {key}", manifest.key)));
     }
     let mut expected = read_if_match(&headers)?;
     if headers.get(header::IF_NONE_MATCH).is_some_and(|value| value == "*") {
@@ -102,8 +93,7 @@ pub(super) async fn put(
     manifest.expected = expected.or(manifest.expected);
     changes.writes.push(Write::Put(Box::new(manifest)));
     let committed = api.commit(changes).await;
-    let outcome =
-        committed.map_err(|error| if insists { error.as_precondition() } else { error })?;
+    let outcome = committed.map_err(|error| if insists { error.as_precondition() } else { error })?;
     if is_dry_run {
         return Ok(Json(answer(&outcome, true)).into_response());
     }

@@ -55,12 +55,12 @@ pub(super) async fn wait(
 ) -> Result<Json<WaitAnswer>, ApiError> {
     let (text, _) = read_body(&headers, body).await?;
     let text = if text.trim().is_empty() { "{}" } else { text.as_str() };
-    let wait: Wait = serde_json::from_str(text).map_err(|error| {
-        ApiError::bad_request(format!("{error}; send {{\"revision\": 3, \"timeout\": \"30s\"}}"))
-    })?;
+    let wait: Wait = serde_json::from_str(text)
+        .map_err(|error| ApiError::bad_request(format!("{error}; send {{\"revision\": 3, \"timeout\": \"30s\"}}")))?;
     let timeout = match &wait.timeout {
-        Some(text) => parse_duration(text)
-            .map_err(|reason| ApiError::bad_request(format!("timeout: {text:?}: {reason}")))?,
+        Some(text) => {
+            parse_duration(text).map_err(|reason| ApiError::bad_request(format!("timeout: {text:?}: {reason}")))?
+        }
         None => TIMEOUT,
     };
     if timeout > TIMEOUT_MAX {
@@ -69,9 +69,7 @@ pub(super) async fn wait(
     let newest = api.store.current().revision;
     let revision = wait.revision.unwrap_or(newest);
     if revision > newest {
-        return Err(ApiError::not_found(format!(
-            "revision {revision} does not exist; the newest is {newest}"
-        )));
+        return Err(ApiError::not_found(format!("revision {revision} does not exist; the newest is {newest}")));
     }
     let wanted = wait.proxies.map(|names| names.into_iter().collect::<BTreeSet<_>>());
     wait_for(&api, revision, timeout, wanted.as_ref()).await.map(Json)
@@ -165,11 +163,7 @@ impl Standing {
         };
         let lines: Vec<String> = self.refused.iter().chain(&self.lagging).map(line).collect();
         let message = format!("revision {revision} does not run everywhere: {}", lines.join("; "));
-        let error = if self.refused.is_empty() {
-            ApiError::timed_out(message)
-        } else {
-            ApiError::conflict(message)
-        };
+        let error = if self.refused.is_empty() { ApiError::timed_out(message) } else { ApiError::conflict(message) };
         error.with(json!({
             "revision": revision,
             "running": self.running,

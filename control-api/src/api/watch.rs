@@ -53,13 +53,7 @@ pub(super) async fn watch(
             Some(number.ok_or_else(refusal)?)
         }
     };
-    let watching = Watching {
-        sets: api.store.subscribe(),
-        stop: api.stop.clone(),
-        api,
-        seen: last,
-        ready: Vec::new(),
-    };
+    let watching = Watching { sets: api.store.subscribe(), stop: api.stop.clone(), api, seen: last, ready: Vec::new() };
     let events = stream::unfold(watching, |mut watching| async {
         let event = watching.next().await?;
         Some((Ok(event), watching))
@@ -110,10 +104,8 @@ fn snapshot(set: &PolicySet) -> Event {
 
 fn change(records: &[Record]) -> Event {
     let revision = records.first().map_or(0, |record| record.revision);
-    let changes: Vec<Value> = records
-        .iter()
-        .map(|record| json!({ "change": record.change, "object": record.object }))
-        .collect();
+    let changes: Vec<Value> =
+        records.iter().map(|record| json!({ "change": record.change, "object": record.object })).collect();
     let body = json!({ "revision": revision, "changes": changes });
     Event::default().event("change").id(revision.to_string()).data(body.to_string())
 }

@@ -2,8 +2,7 @@
 
 use envoy_types::pb::envoy::config::cluster::v3::circuit_breakers::Thresholds;
 use envoy_types::pb::envoy::config::cluster::v3::cluster::{
-    ClusterDiscoveryType, CommonLbConfig, DiscoveryType, EdsClusterConfig, LbConfig, LbPolicy,
-    LeastRequestLbConfig,
+    ClusterDiscoveryType, CommonLbConfig, DiscoveryType, EdsClusterConfig, LbConfig, LbPolicy, LeastRequestLbConfig,
 };
 use envoy_types::pb::envoy::config::cluster::v3::{self as pb, CircuitBreakers, Cluster};
 use envoy_types::pb::envoy::config::core::v3::{
@@ -37,8 +36,7 @@ pub(super) fn compile_clusters(policy: &PolicySet) -> ResourceSet {
 fn build_cluster(object: &Object, upstream: &Upstream, layer: &Layer) -> Cluster {
     let (policy, config) = match upstream.balancing {
         Balancing::LeastRequest { choices } => {
-            let config =
-                LeastRequestLbConfig { choice_count: Some(number(choices)), ..Default::default() };
+            let config = LeastRequestLbConfig { choice_count: Some(number(choices)), ..Default::default() };
             (LbPolicy::LeastRequest, Some(LbConfig::LeastRequestLbConfig(config)))
         }
         Balancing::Random => (LbPolicy::Random, None),
@@ -49,10 +47,7 @@ fn build_cluster(object: &Object, upstream: &Upstream, layer: &Layer) -> Cluster
     let mut cluster = Cluster {
         name: cluster_name(&object.key.namespace, &object.key.name),
         cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::Eds.into())),
-        eds_cluster_config: Some(EdsClusterConfig {
-            eds_config: Some(ads()),
-            service_name: String::new(),
-        }),
+        eds_cluster_config: Some(EdsClusterConfig { eds_config: Some(ads()), service_name: String::new() }),
         connect_timeout: Some(span(upstream.connect_timeout)),
         lb_policy: policy.into(),
         lb_config: config,
@@ -92,9 +87,7 @@ fn build_outlier(outlier: &OutlierDetection) -> pb::OutlierDetection {
             .enforcing_consecutive_gateway_failure
             .or(outlier.consecutive_gateway_failure.map(|_| 100))
             .map(number),
-        enforcing_consecutive_local_origin_failure: outlier
-            .enforcing_consecutive_local_origin_failure
-            .map(number),
+        enforcing_consecutive_local_origin_failure: outlier.enforcing_consecutive_local_origin_failure.map(number),
         split_external_local_origin_errors: outlier.split_local_origin.unwrap_or(false),
         ..pb::OutlierDetection::default()
     }
@@ -117,18 +110,16 @@ fn build_http_options(upstream: &Upstream) -> Option<HttpProtocolOptions> {
     if upstream.idle_timeout.is_none() && upstream.max_requests_per_connection.is_none() {
         return None;
     }
-    let http1 = explicit_http_config::ProtocolConfig::HttpProtocolOptions(
-        Http1ProtocolOptions::default(),
-    );
+    let http1 = explicit_http_config::ProtocolConfig::HttpProtocolOptions(Http1ProtocolOptions::default());
     Some(HttpProtocolOptions {
         common_http_protocol_options: Some(CoreHttpOptions {
             idle_timeout: upstream.idle_timeout.map(span),
             max_requests_per_connection: upstream.max_requests_per_connection.map(number),
             ..CoreHttpOptions::default()
         }),
-        upstream_protocol_options: Some(UpstreamProtocolOptions::ExplicitHttpConfig(
-            ExplicitHttpConfig { protocol_config: Some(http1) },
-        )),
+        upstream_protocol_options: Some(UpstreamProtocolOptions::ExplicitHttpConfig(ExplicitHttpConfig {
+            protocol_config: Some(http1),
+        })),
         ..HttpProtocolOptions::default()
     })
 }

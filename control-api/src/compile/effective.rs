@@ -60,8 +60,7 @@ impl Attached {
         for (object, rate_limit) in policy.rate_limits() {
             for target in &rate_limit.targets {
                 let layer = attached.layer(&object.key, target);
-                let limit =
-                    Sourced { value: rate_limit.limit.clone(), source: object.key.clone() };
+                let limit = Sourced { value: rate_limit.limit.clone(), source: object.key.clone() };
                 layer.limit = layer.limit.take().or(Some(limit));
             }
         }
@@ -83,12 +82,7 @@ impl Attached {
     }
 
     /// What holds for a rule of `route`, called through the service of `upstream`.
-    pub(super) fn for_rule(
-        &self,
-        route: &ObjectKey,
-        rule: &Rule,
-        upstream: Option<&ObjectKey>,
-    ) -> Layer {
+    pub(super) fn for_rule(&self, route: &ObjectKey, rule: &Rule, upstream: Option<&ObjectKey>) -> Layer {
         let section = rule.name.as_ref().and_then(|name| self.find(route, Some(name)));
         let inline = inline_layer(route, rule);
         let whole = self.find(route, None);
@@ -126,12 +120,7 @@ fn inline_layer(route: &ObjectKey, rule: &Rule) -> Layer {
         };
         Sourced { value, source: route.clone() }
     });
-    Layer {
-        request_timeout: rule.request_timeout,
-        try_timeout: rule.try_timeout,
-        retry,
-        ..Layer::default()
-    }
+    Layer { request_timeout: rule.request_timeout, try_timeout: rule.try_timeout, retry, ..Layer::default() }
 }
 
 /// The cluster of an upstream.

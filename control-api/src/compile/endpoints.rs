@@ -5,9 +5,7 @@ use std::collections::BTreeMap;
 
 use envoy_types::pb::envoy::config::core::v3::{HealthStatus, Locality};
 use envoy_types::pb::envoy::config::endpoint::v3::lb_endpoint::HostIdentifier;
-use envoy_types::pb::envoy::config::endpoint::v3::{
-    ClusterLoadAssignment, Endpoint, LbEndpoint, LocalityLbEndpoints,
-};
+use envoy_types::pb::envoy::config::endpoint::v3::{ClusterLoadAssignment, Endpoint, LbEndpoint, LocalityLbEndpoints};
 
 use super::effective::cluster_name;
 use super::proto::{address, number};
@@ -33,9 +31,7 @@ fn build_assignment(cluster_name: String, upstream: &Upstream) -> ClusterLoadAss
     let endpoints = zones
         .into_iter()
         .map(|(zone, endpoints)| {
-            let weight: u32 = endpoints
-                .iter()
-                .fold(0, |sum: u32, endpoint| sum.saturating_add(endpoint.weight));
+            let weight: u32 = endpoints.iter().fold(0, |sum: u32, endpoint| sum.saturating_add(endpoint.weight));
             LocalityLbEndpoints {
                 locality: Some(Locality { zone: zone.to_owned(), ..Locality::default() }),
                 load_balancing_weight: Some(number(weight)),

@@ -9,9 +9,7 @@ use envoy_types::pb::envoy::config::listener::v3::{Filter, FilterChain, Listener
 use envoy_types::pb::envoy::config::route::v3::route::Action;
 use envoy_types::pb::envoy::config::route::v3::route_action::ClusterSpecifier;
 use envoy_types::pb::envoy::config::route::v3::route_match::PathSpecifier;
-use envoy_types::pb::envoy::config::route::v3::{
-    Route, RouteAction, RouteConfiguration, RouteMatch, VirtualHost,
-};
+use envoy_types::pb::envoy::config::route::v3::{Route, RouteAction, RouteConfiguration, RouteMatch, VirtualHost};
 use envoy_types::pb::envoy::extensions::filters::http::local_ratelimit::v3::LocalRateLimit;
 use envoy_types::pb::envoy::extensions::filters::http::router::v3::Router;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
@@ -43,11 +41,7 @@ pub(super) fn compile_listeners(role: &NodeRole) -> ResourceSet {
         let filters = vec![local_rate_limit_filter(), router_filter()];
         build_listener("inbound", inbound.listen, TrafficDirection::Inbound, (routes, filters))
     });
-    outbound
-        .into_iter()
-        .chain(inbound)
-        .map(|listener| Resource::pack(listener.name.clone(), &listener))
-        .collect()
+    outbound.into_iter().chain(inbound).map(|listener| Resource::pack(listener.name.clone(), &listener)).collect()
 }
 
 fn build_listener(
@@ -77,8 +71,7 @@ fn build_listener(
 
 /// Without a bucket it limits nothing; routes bring their own.
 fn local_rate_limit_filter() -> HttpFilter {
-    let config =
-        LocalRateLimit { stat_prefix: "local_rate_limit".to_owned(), ..LocalRateLimit::default() };
+    let config = LocalRateLimit { stat_prefix: "local_rate_limit".to_owned(), ..LocalRateLimit::default() };
     HttpFilter {
         name: LOCAL_RATE_LIMIT.to_owned(),
         config_type: Some(http_filter::ConfigType::TypedConfig(pack_any(config))),
@@ -126,8 +119,7 @@ fn inbound_routes(inbound: &Inbound) -> RouteConfiguration {
 /// The application itself, as a cluster of one fixed endpoint.
 pub(super) fn inbound_cluster(inbound: &Inbound) -> Resource {
     let name = inbound_cluster_name(inbound);
-    let endpoint =
-        Endpoint { address: inbound.app, weight: 1, zone: String::new(), health: Health::Unknown };
+    let endpoint = Endpoint { address: inbound.app, weight: 1, zone: String::new(), health: Health::Unknown };
     let cluster = Cluster {
         name: name.clone(),
         cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::Static.into())),

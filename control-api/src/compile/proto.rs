@@ -6,8 +6,7 @@ use std::time::Duration;
 use envoy_types::pb::envoy::config::core::v3::config_source::ConfigSourceSpecifier;
 use envoy_types::pb::envoy::config::core::v3::socket_address::PortSpecifier;
 use envoy_types::pb::envoy::config::core::v3::{
-    self as core, AggregatedConfigSource, ApiVersion, ConfigSource, RuntimeFractionalPercent,
-    SocketAddress,
+    self as core, AggregatedConfigSource, ApiVersion, ConfigSource, RuntimeFractionalPercent, SocketAddress,
 };
 use envoy_types::pb::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
 use envoy_types::pb::envoy::r#type::matcher::v3::{RegexMatcher, StringMatcher};
@@ -51,20 +50,13 @@ pub(super) fn regex(regex: &str) -> RegexMatcher {
 }
 
 pub(super) fn string_matcher(value: &str, is_regex: bool) -> StringMatcher {
-    let pattern = if is_regex {
-        MatchPattern::SafeRegex(regex(value))
-    } else {
-        MatchPattern::Exact(value.to_owned())
-    };
+    let pattern = if is_regex { MatchPattern::SafeRegex(regex(value)) } else { MatchPattern::Exact(value.to_owned()) };
     StringMatcher { ignore_case: false, match_pattern: Some(pattern) }
 }
 
 pub(super) fn always() -> RuntimeFractionalPercent {
     RuntimeFractionalPercent {
-        default_value: Some(FractionalPercent {
-            numerator: 100,
-            denominator: DenominatorType::Hundred.into(),
-        }),
+        default_value: Some(FractionalPercent { numerator: 100, denominator: DenominatorType::Hundred.into() }),
         runtime_key: String::new(),
     }
 }

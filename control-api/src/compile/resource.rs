@@ -76,7 +76,7 @@ impl Resource {
     #[must_use]
     pub fn pack<M: Message + Name>(name: String, message: &M) -> Self {
         let value = message.encode_to_vec();
-        let digest = Digest::new().add(&value).finish();
+        let digest = Digest::new().with(&value).finish();
         let any = Any { type_url: M::type_url(), value };
         Self { name, any: Arc::new(any), digest }
     }
@@ -125,7 +125,7 @@ impl Digest {
 
     /// Adds a part.
     #[must_use]
-    pub fn add(self, part: &[u8]) -> Self {
+    pub fn with(self, part: &[u8]) -> Self {
         let length = u64::try_from(part.len()).unwrap_or(u64::MAX).to_le_bytes();
         let step = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
         Self(part.iter().fold(length.iter().fold(self.0, step), step))

@@ -37,11 +37,11 @@ fn digest_table(table: &RouteConfiguration) -> u64 {
     for route in table.virtual_hosts.iter_mut().flat_map(|host| &mut host.routes) {
         let entries: BTreeMap<_, _> = route.typed_per_filter_config.drain().collect();
         for (key, any) in entries {
-            digest = digest.add(key.as_bytes()).add(&any.value);
+            digest = digest.with(key.as_bytes()).with(&any.value);
         }
-        digest = digest.add(b"|");
+        digest = digest.with(b"|");
     }
-    digest.add(&table.encode_to_vec()).finish()
+    digest.with(&table.encode_to_vec()).finish()
 }
 
 /// What callers name, and who answers.
@@ -64,11 +64,7 @@ fn build_table(policy: &PolicySet, namespace: &str) -> RouteConfiguration {
     }
     let taken: BTreeSet<String> = hosts.iter().flat_map(|host| host.domains.clone()).collect();
     hosts.extend(build_hostname_hosts(policy, &attached, &taken));
-    RouteConfiguration {
-        name: ROUTE_TABLE.to_owned(),
-        virtual_hosts: hosts,
-        ..RouteConfiguration::default()
-    }
+    RouteConfiguration { name: ROUTE_TABLE.to_owned(), virtual_hosts: hosts, ..RouteConfiguration::default() }
 }
 
 fn collect_services(policy: &PolicySet) -> BTreeMap<(&str, &str), Service<'_>> {
@@ -86,12 +82,7 @@ fn collect_services(policy: &PolicySet) -> BTreeMap<(&str, &str), Service<'_>> {
     services
 }
 
-fn build_hosts(
-    title: &str,
-    names: &[&str],
-    service: &Service<'_>,
-    attached: &Attached,
-) -> Vec<VirtualHost> {
+fn build_hosts(title: &str, names: &[&str], service: &Service<'_>, attached: &Attached) -> Vec<VirtualHost> {
     let bound = |wanted: Option<u16>| -> Vec<(&Object, &HttpRoute)> {
         let fits = |port: &Option<u16>| port.is_none() || *port == wanted;
         let found = service.routes.iter().filter(|(.., port)| fits(port));
@@ -120,11 +111,7 @@ fn build_hosts(
     hosts
 }
 
-fn build_hostname_hosts(
-    policy: &PolicySet,
-    attached: &Attached,
-    taken: &BTreeSet<String>,
-) -> Vec<VirtualHost> {
+fn build_hostname_hosts(policy: &PolicySet, attached: &Attached, taken: &BTreeSet<String>) -> Vec<VirtualHost> {
     let mut by_hostname: BTreeMap<&str, Vec<(&Object, &HttpRoute)>> = BTreeMap::new();
     for (object, route) in policy.http_routes() {
         let names: BTreeSet<&str> = route.hostnames.iter().map(String::as_str).collect();
@@ -145,11 +132,7 @@ fn build_hostname_hosts(
         .collect()
 }
 
-fn build_routes(
-    routes: &[(&Object, &HttpRoute)],
-    upstream: Option<&ObjectKey>,
-    attached: &Attached,
-) -> Vec<Route> {
+fn build_routes(routes: &[(&Object, &HttpRoute)], upstream: Option<&ObjectKey>, attached: &Attached) -> Vec<Route> {
     let mut ranked: Vec<(Rank, RuleAt<'_>)> = Vec::new();
     for (object, route) in routes {
         for (rule_index, rule) in route.rules.iter().enumerate() {

@@ -9,16 +9,13 @@ use envoy_types::pb::envoy::config::route::v3::query_parameter_matcher::QueryPar
 use envoy_types::pb::envoy::config::route::v3::redirect_action::{
     PathRewriteSpecifier, RedirectResponseCode, SchemeRewriteSpecifier,
 };
-use envoy_types::pb::envoy::config::route::v3::retry_policy::{
-    RetryBackOff, RetryHostPredicate, retry_host_predicate,
-};
+use envoy_types::pb::envoy::config::route::v3::retry_policy::{RetryBackOff, RetryHostPredicate, retry_host_predicate};
 use envoy_types::pb::envoy::config::route::v3::route::Action;
 use envoy_types::pb::envoy::config::route::v3::route_action::{ClusterSpecifier, HostRewriteSpecifier};
 use envoy_types::pb::envoy::config::route::v3::route_match::PathSpecifier;
 use envoy_types::pb::envoy::config::route::v3::weighted_cluster::ClusterWeight;
 use envoy_types::pb::envoy::config::route::v3::{
-    HeaderMatcher, QueryParameterMatcher, RedirectAction, RetryPolicy, Route, RouteAction,
-    RouteMatch, WeightedCluster,
+    HeaderMatcher, QueryParameterMatcher, RedirectAction, RetryPolicy, Route, RouteAction, RouteMatch, WeightedCluster,
 };
 use envoy_types::pb::envoy::extensions::filters::http::local_ratelimit::v3::LocalRateLimit;
 use envoy_types::pb::envoy::extensions::retry::host::previous_hosts::v3::PreviousHostsPredicate;
@@ -29,9 +26,7 @@ use super::carrier;
 use super::effective::{Attached, Layer, cluster_name};
 use super::proto::{always, bucket, number, regex, span, string_matcher};
 use crate::model::ObjectKey;
-use crate::model::http_route::{
-    BackendRef, Filter, HeaderEdits, Match, PathEdit, PathMatch, Redirect, Rewrite, Rule,
-};
+use crate::model::http_route::{BackendRef, Filter, HeaderEdits, Match, PathEdit, PathMatch, Redirect, Rewrite, Rule};
 
 /// Name of Envoy's local rate limit filter.
 pub(super) const LOCAL_RATE_LIMIT: &str = "envoy.filters.http.local_ratelimit";
@@ -53,11 +48,7 @@ pub(super) fn build_default_route(upstream: &ObjectKey, attached: &Attached) -> 
         name: None,
         matches: Vec::new(),
         filters: Vec::new(),
-        backends: vec![BackendRef {
-            namespace: upstream.namespace.clone(),
-            name: upstream.name.clone(),
-            weight: 1,
-        }],
+        backends: vec![BackendRef { namespace: upstream.namespace.clone(), name: upstream.name.clone(), weight: 1 }],
         request_timeout: None,
         try_timeout: None,
         retry: None,
@@ -79,11 +70,7 @@ pub(super) fn build_default_route(upstream: &ObjectKey, attached: &Attached) -> 
 }
 
 /// The route of one match; `None` when the rule leads nowhere.
-pub(super) fn build_route(
-    at: &RuleAt<'_>,
-    upstream: Option<&ObjectKey>,
-    attached: &Attached,
-) -> Option<Route> {
+pub(super) fn build_route(at: &RuleAt<'_>, upstream: Option<&ObjectKey>, attached: &Attached) -> Option<Route> {
     let RuleAt { route: key, rule, rule_index, index } = *at;
     let one = rule.matches.get(index)?;
     let layer = attached.for_rule(key, rule, upstream);
@@ -142,18 +129,17 @@ fn build_match(one: &Match) -> RouteMatch {
     };
     let header = |name: &str, value: &str, is_regex: bool| HeaderMatcher {
         name: name.to_owned(),
-        header_match_specifier: Some(HeaderMatchSpecifier::StringMatch(string_matcher(
-            value, is_regex,
-        ))),
+        header_match_specifier: Some(HeaderMatchSpecifier::StringMatch(string_matcher(value, is_regex))),
         ..HeaderMatcher::default()
     };
     let method = one.method.map(|method| header(":method", method, false));
     let headers = one.headers.iter().map(|wanted| header(&wanted.name, &wanted.value, wanted.is_regex));
     let query = one.query.iter().map(|wanted| QueryParameterMatcher {
         name: wanted.name.clone(),
-        query_parameter_match_specifier: Some(QueryParameterMatchSpecifier::StringMatch(
-            string_matcher(&wanted.value, wanted.is_regex),
-        )),
+        query_parameter_match_specifier: Some(QueryParameterMatchSpecifier::StringMatch(string_matcher(
+            &wanted.value,
+            wanted.is_regex,
+        ))),
     });
     RouteMatch {
         path_specifier: Some(path),
@@ -189,8 +175,7 @@ fn build_action(backends: &[BackendRef], layer: &Layer) -> RouteAction {
 }
 
 fn build_retry(layer: &Layer) -> Option<RetryPolicy> {
-    let Some(retry) = layer.retry.as_ref().map(|retry| &retry.value).filter(|r| r.attempts > 0)
-    else {
+    let Some(retry) = layer.retry.as_ref().map(|retry| &retry.value).filter(|r| r.attempts > 0) else {
         // The limit of one try lives in the retry policy, so it needs one even without retries.
         return layer.try_timeout.map(|timeout| RetryPolicy {
             num_retries: Some(number(0)),
@@ -200,19 +185,16 @@ fn build_retry(layer: &Layer) -> Option<RetryPolicy> {
     };
     let previous = RetryHostPredicate {
         name: "envoy.retry_host_predicates.previous_hosts".to_owned(),
-        config_type: Some(retry_host_predicate::ConfigType::TypedConfig(pack_any(
-            PreviousHostsPredicate {},
-        ))),
+        config_type: Some(retry_host_predicate::ConfigType::TypedConfig(pack_any(PreviousHostsPredicate {}))),
     };
     Some(RetryPolicy {
         retry_on: retry.on.join(","),
         num_retries: Some(number(retry.attempts)),
         per_try_timeout: layer.try_timeout.or(retry.try_timeout).map(span),
         retriable_status_codes: retry.codes.clone(),
-        retry_back_off: retry.backoff.map(|(base, max)| RetryBackOff {
-            base_interval: Some(span(base)),
-            max_interval: max.map(span),
-        }),
+        retry_back_off: retry
+            .backoff
+            .map(|(base, max)| RetryBackOff { base_interval: Some(span(base)), max_interval: max.map(span) }),
         retry_host_predicate: vec![previous],
         host_selection_retry_max_attempts: OTHER_ENDPOINT_ATTEMPTS,
         ..RetryPolicy::default()
@@ -255,16 +237,12 @@ fn prefix_edit(one: &Match, replacement: &str) -> PrefixEdit {
 }
 
 fn substitute(pattern: &str, replacement: &str) -> RegexMatchAndSubstitute {
-    RegexMatchAndSubstitute {
-        pattern: Some(regex(pattern)),
-        substitution: replacement.replace('\\', "\\\\"),
-    }
+    RegexMatchAndSubstitute { pattern: Some(regex(pattern)), substitution: replacement.replace('\\', "\\\\") }
 }
 
 fn rewrite_action(action: &mut RouteAction, rewrite: &Rewrite, one: &Match) {
     if let Some(hostname) = &rewrite.hostname {
-        action.host_rewrite_specifier =
-            Some(HostRewriteSpecifier::HostRewriteLiteral(hostname.clone()));
+        action.host_rewrite_specifier = Some(HostRewriteSpecifier::HostRewriteLiteral(hostname.clone()));
     }
     match &rewrite.path {
         Some(PathEdit::Full(path)) => action.regex_rewrite = Some(substitute("^/.*$", path)),

@@ -163,11 +163,7 @@ impl<'a> Cursor<'a> {
             .iter()
             .take(*length.end())
             .enumerate()
-            .map(|(index, value)| Cursor {
-                value,
-                path: format!("{}[{index}]", self.path),
-                report: self.report,
-            })
+            .map(|(index, value)| Cursor { value, path: format!("{}[{index}]", self.path), report: self.report })
             .collect()
     }
 

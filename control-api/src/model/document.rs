@@ -1,8 +1,8 @@
 //! Purpose: text to untyped values, one per object, without losing what the typed step must see.
 //! Shape: a YAML stream (`---`), a JSON value, a list of objects, or a `kind: List`; each object
 //! becomes one numbered [`Document`].
-//! Errors: a repeated key, a number that is not finite, a key that is not a string and a tag are
-//! refused here, because a plain JSON value cannot carry them.
+//! Errors: a repeated key, a key that is not a string and a tag are refused here, because a plain
+//! JSON value cannot carry them.
 //! Limits: at most 10,000 objects; nesting as the YAML and JSON readers bound it (128).
 
 use std::fmt;
@@ -107,12 +107,7 @@ impl Split {
 
     fn refuse(&mut self, (path, message): (String, String)) {
         self.next += 1;
-        self.problems.push(Problem {
-            document: Some(self.next),
-            path,
-            message,
-            ..Problem::default()
-        });
+        self.problems.push(Problem { document: Some(self.next), path, message, ..Problem::default() });
     }
 }
 
@@ -126,7 +121,10 @@ where
         Err(error) => {
             let path = error.path().to_string();
             let path = if path == "." { String::new() } else { path.trim_end_matches(".?").to_owned() };
-            Err((path, error.into_inner().to_string()))
+            let message = error.into_inner().to_string();
+            // The YAML reader names the path too.
+            let message = message.strip_prefix(&format!("{path}: ")).unwrap_or(&message).to_owned();
+            Err((path, message))
         }
     }
 }
@@ -161,10 +159,11 @@ impl<'de> Visitor<'de> for StrictVisitor {
         Ok(Value::Number(value.into()))
     }
 
-    fn visit_f64<E: de::Error>(self, value: f64) -> Result<Value, E> {
-        Number::from_f64(value)
-            .map(Value::Number)
-            .ok_or_else(|| E::custom(format!("{value} is not a finite number")))
+    /// JSON has no NaN. A value that fits no field stands in for it, so that the typed step refuses
+    /// it with its path and range, next to the other problems of the document.
+    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+        let stand_in = || Value::Array(vec![Value::String(format!("not finite: {value}"))]);
+        Ok(Number::from_f64(value).map_or_else(stand_in, Value::Number))
     }
 
     fn visit_str<E>(self, value: &str) -> Result<Value, E> {

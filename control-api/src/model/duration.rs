@@ -44,11 +44,8 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
 pub fn format_duration(span: Duration) -> String {
     let (seconds, millis) = (span.as_secs(), span.subsec_millis());
     let parts = [(seconds / 3_600, "h"), (seconds / 60 % 60, "m"), (seconds % 60, "s")];
-    let mut text: String = parts
-        .iter()
-        .filter(|(amount, _)| *amount > 0)
-        .map(|(amount, unit)| format!("{amount}{unit}"))
-        .collect();
+    let mut text: String =
+        parts.iter().filter(|(amount, _)| *amount > 0).map(|(amount, unit)| format!("{amount}{unit}")).collect();
     if millis > 0 {
         text.push_str(&format!("{millis}ms"));
     }

@@ -219,23 +219,18 @@ fn parse_namespace(fields: &Fields<'_>, own: &str) -> Option<String> {
     }
 }
 
-const RULE_FIELDS: &[&str] =
-    &["name", "matches", "filters", "backendRefs", "timeouts", "retry"];
+const RULE_FIELDS: &[&str] = &["name", "matches", "filters", "backendRefs", "timeouts", "retry"];
 
 fn parse_rule(at: &Cursor<'_>, namespace: &str) -> Option<Rule> {
     let fields = at.fields(RULE_FIELDS)?;
-    let mut matches: Vec<_> =
-        fields.list("matches", 0..=64).iter().filter_map(parse_match).collect();
+    let mut matches: Vec<_> = fields.list("matches", 0..=64).iter().filter_map(parse_match).collect();
     if matches.is_empty() {
         let path = PathMatch::Prefix("/".to_owned());
         matches.push(Match { path, headers: Vec::new(), query: Vec::new(), method: None });
     }
     let filters: Vec<_> = fields.list("filters", 0..=16).iter().filter_map(parse_filter).collect();
-    let backends: Vec<_> = fields
-        .list("backendRefs", 0..=16)
-        .iter()
-        .filter_map(|at| parse_backend(at, namespace))
-        .collect();
+    let backends: Vec<_> =
+        fields.list("backendRefs", 0..=16).iter().filter_map(|at| parse_backend(at, namespace)).collect();
     refuse_contradictions(&fields, &filters, &backends, &matches);
     let timeouts = fields.optional("timeouts").and_then(|at| at.fields(&["request", "backendRequest"]));
     let timeout = |name: &str| {
@@ -260,12 +255,7 @@ fn parse_rule(at: &Cursor<'_>, namespace: &str) -> Option<Rule> {
     })
 }
 
-fn refuse_contradictions(
-    fields: &Fields<'_>,
-    filters: &[Filter],
-    backends: &[BackendRef],
-    matches: &[Match],
-) {
+fn refuse_contradictions(fields: &Fields<'_>, filters: &[Filter], backends: &[BackendRef], matches: &[Match]) {
     let kinds: Vec<_> = filters.iter().map(std::mem::discriminant).collect();
     if kinds.iter().enumerate().any(|(index, kind)| kinds.iter().take(index).any(|k| k == kind)) {
         fields.refuse_field("filters", "each type of filter may be used once in a rule");
@@ -326,11 +316,7 @@ enum PathKind {
 
 fn parse_path(at: &Cursor<'_>) -> Option<PathMatch> {
     let fields = at.fields(&["type", "value"])?;
-    let words = [
-        ("Exact", PathKind::Exact),
-        ("PathPrefix", PathKind::Prefix),
-        ("RegularExpression", PathKind::Regex),
-    ];
+    let words = [("Exact", PathKind::Exact), ("PathPrefix", PathKind::Prefix), ("RegularExpression", PathKind::Regex)];
     let kind = match fields.optional("type") {
         Some(at) => at.choice(&words)?,
         None => PathKind::Prefix,
@@ -441,8 +427,7 @@ enum FilterKind {
 }
 
 fn parse_filter(at: &Cursor<'_>) -> Option<Filter> {
-    const BODIES: [&str; 4] =
-        ["requestHeaderModifier", "responseHeaderModifier", "urlRewrite", "requestRedirect"];
+    const BODIES: [&str; 4] = ["requestHeaderModifier", "responseHeaderModifier", "urlRewrite", "requestRedirect"];
     let fields = at.fields(&[&["type"], &BODIES[..]].concat())?;
     let words = [
         ("RequestHeaderModifier", FilterKind::RequestHeaders),
@@ -504,11 +489,8 @@ fn parse_path_edit(at: &Cursor<'_>) -> Option<PathEdit> {
     let fields = at.fields(&["type", "replaceFullPath", "replacePrefixMatch"])?;
     let words = [("ReplaceFullPath", true), ("ReplacePrefixMatch", false)];
     let is_full = fields.required("type")?.choice(&words)?;
-    let (own, other) = if is_full {
-        ("replaceFullPath", "replacePrefixMatch")
-    } else {
-        ("replacePrefixMatch", "replaceFullPath")
-    };
+    let (own, other) =
+        if is_full { ("replaceFullPath", "replacePrefixMatch") } else { ("replacePrefixMatch", "replaceFullPath") };
     if fields.has(other) {
         fields.refuse_field(other, format!("does not belong to this type; it reads {own}"));
     }
@@ -543,12 +525,8 @@ fn parse_redirect(at: &Cursor<'_>) -> Option<Redirect> {
         None => 302,
     };
     Some(Redirect {
-        scheme: fields
-            .optional("scheme")
-            .and_then(|at| at.choice(&[("http", "http"), ("https", "https")])),
-        hostname: fields
-            .optional("hostname")
-            .and_then(|at| at.text(is_dns_subdomain, SUBDOMAIN_RULE)),
+        scheme: fields.optional("scheme").and_then(|at| at.choice(&[("http", "http"), ("https", "https")])),
+        hostname: fields.optional("hostname").and_then(|at| at.text(is_dns_subdomain, SUBDOMAIN_RULE)),
         path: fields.optional("path").and_then(|at| parse_path_edit(&at)),
         port: fields.optional("port").and_then(|at| at.port()),
         status,
@@ -586,8 +564,6 @@ fn parse_retry(at: &Cursor<'_>) -> Option<RouteRetry> {
             Some(at) => at.integer32(0..=50)?,
             None => 1,
         },
-        backoff: fields
-            .optional("backoff")
-            .and_then(|at| at.duration(Duration::from_millis(1)..=HOUR)),
+        backoff: fields.optional("backoff").and_then(|at| at.duration(Duration::from_millis(1)..=HOUR)),
     })
 }

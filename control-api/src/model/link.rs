@@ -34,7 +34,7 @@ pub fn find_contradictions(set: &PolicySet, touched: &Touched) -> Vec<Problem> {
     }
     problems.extend(setting_conflicts(set, touched));
     problems.extend(service_conflicts(set, touched));
-    problems.sort_by(|left, right| left.document.cmp(&right.document));
+    problems.sort_by_key(|problem| problem.document);
     problems
 }
 
@@ -46,9 +46,11 @@ pub fn referrers(set: &PolicySet, key: &ObjectKey) -> Vec<ObjectKey> {
         .filter(|object| match &object.spec {
             Spec::HttpRoute(route) => {
                 key.kind == Kind::Upstream
-                    && route.rules.iter().flat_map(|rule| &rule.backends).any(|backend| {
-                        backend.namespace == key.namespace && backend.name == key.name
-                    })
+                    && route
+                        .rules
+                        .iter()
+                        .flat_map(|rule| &rule.backends)
+                        .any(|backend| backend.namespace == key.namespace && backend.name == key.name)
             }
             Spec::TrafficPolicy(policy) => refers(&object.key, &policy.targets, key),
             Spec::RateLimit(limit) => refers(&object.key, &limit.targets, key),
@@ -59,8 +61,7 @@ pub fn referrers(set: &PolicySet, key: &ObjectKey) -> Vec<ObjectKey> {
 }
 
 fn refers(from: &ObjectKey, targets: &[TargetRef], key: &ObjectKey) -> bool {
-    from.namespace == key.namespace
-        && targets.iter().any(|target| target.kind == key.kind && target.name == key.name)
+    from.namespace == key.namespace && targets.iter().any(|target| target.kind == key.kind && target.name == key.name)
 }
 
 fn route_problems(set: &PolicySet, object: &Object, route: &HttpRoute) -> Vec<Problem> {
@@ -69,11 +70,7 @@ fn route_problems(set: &PolicySet, object: &Object, route: &HttpRoute) -> Vec<Pr
         for (index, backend) in rule.backends.iter().enumerate() {
             let key = ObjectKey::new(Kind::Upstream, &backend.namespace, &backend.name);
             if !set.objects.contains_key(&key) {
-                problems.push(missing(
-                    set,
-                    &key,
-                    format!("spec.rules[{rule_index}].backendRefs[{index}].name"),
-                ));
+                problems.push(missing(set, &key, format!("spec.rules[{rule_index}].backendRefs[{index}].name")));
             }
         }
     }
@@ -141,8 +138,7 @@ fn target_problems(set: &PolicySet, object: &Object, targets: &[TargetRef]) -> V
         };
         let (Some(section), Spec::HttpRoute(route)) = (&target.section, &found.spec) else { continue };
         if find_rule(route, section).is_none() {
-            let names: Vec<&str> =
-                route.rules.iter().filter_map(|rule| rule.name.as_deref()).collect();
+            let names: Vec<&str> = route.rules.iter().filter_map(|rule| rule.name.as_deref()).collect();
             let allowed = match names.as_slice() {
                 [] => "its rules have no names".to_owned(),
                 names => format!("its rules are {}", names.join(", ")),
@@ -195,8 +191,7 @@ fn setting_conflicts(set: &PolicySet, touched: &Touched) -> Vec<Problem> {
     }
     let mut problems = Vec::new();
     for ((target, section, _), objects) in writers.iter().filter(|(_, list)| list.len() > 1) {
-        let Some((writer, path)) = objects.iter().rev().find(|(key, _)| touched.contains_key(key))
-        else {
+        let Some((writer, path)) = objects.iter().rev().find(|(key, _)| touched.contains_key(key)) else {
             continue;
         };
         let others: Vec<String> =
@@ -223,9 +218,7 @@ fn rule_settings(rule: &Rule) -> Vec<(&'static str, &'static str)> {
     all.iter().filter(|(is_set, ..)| *is_set).map(|(_, setting, path)| (*setting, *path)).collect()
 }
 
-fn policy_settings(
-    policy: &super::traffic_policy::TrafficPolicy,
-) -> Vec<(&'static str, &'static str)> {
+fn policy_settings(policy: &super::traffic_policy::TrafficPolicy) -> Vec<(&'static str, &'static str)> {
     let retry_timeout = policy.retry.as_ref().is_some_and(|retry| retry.try_timeout.is_some());
     let all = [
         (policy.request_timeout.is_some(), "request timeout", "spec.timeouts.request"),

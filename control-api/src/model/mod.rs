@@ -52,10 +52,7 @@ fn repeated_keys(manifests: &[Manifest]) -> Vec<Problem> {
                 object: Some(manifest.key.to_string()),
                 path: "metadata.name".to_owned(),
                 value: Some(manifest.key.name.clone()),
-                message: format!(
-                    "the same object is already in document {}",
-                    earlier.unwrap_or_default()
-                ),
+                message: format!("the same object is already in document {}", earlier.unwrap_or_default()),
                 remedy: Some("keep one of the two, or rename one".to_owned()),
             });
         }

@@ -63,9 +63,8 @@ impl Kind {
             Some(stem) => format!("{stem}y"),
             None => lower.strip_suffix('s').unwrap_or(&lower).to_owned(),
         };
-        let found = Self::ALL
-            .into_iter()
-            .find(|kind| [&lower, &singular].contains(&&kind.as_str().to_ascii_lowercase()));
+        let found =
+            Self::ALL.into_iter().find(|kind| [&lower, &singular].contains(&&kind.as_str().to_ascii_lowercase()));
         found.ok_or_else(|| {
             let names = Self::ALL.map(Self::as_str);
             let hint = nearest(text, &names).map(|near| format!("; did you mean {near}?"));
@@ -279,8 +278,7 @@ fn walk_metadata(at: &Cursor<'_>, kind: Option<Kind>) -> Option<(ObjectKey, Opti
 }
 
 /// What a name or namespace of one DNS label must look like.
-pub const LABEL_RULE: &str =
-    "must be 1 to 63 of a-z, 0-9 and -, starting and ending with a letter or digit";
+pub const LABEL_RULE: &str = "must be 1 to 63 of a-z, 0-9 and -, starting and ending with a letter or digit";
 /// What a name of several DNS labels must look like.
 pub const SUBDOMAIN_RULE: &str =
     "must be 1 to 253 of a-z, 0-9, - and ., each part starting and ending with a letter or digit";

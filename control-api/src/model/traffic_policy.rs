@@ -173,8 +173,7 @@ const RETRY_ON: [(&str, &str); 9] = [
 ];
 
 fn parse_retry(at: &Cursor<'_>) -> Option<Retry> {
-    let fields =
-        at.fields(&["on", "attempts", "perTryTimeout", "statusCodes", "backoff", "nonIdempotent"])?;
+    let fields = at.fields(&["on", "attempts", "perTryTimeout", "statusCodes", "backoff", "nonIdempotent"])?;
     let mut on: Vec<&'static str> = Vec::new();
     for at in fields.list("on", 1..=RETRY_ON.len()) {
         match at.choice(&RETRY_ON) {
@@ -186,11 +185,7 @@ fn parse_retry(at: &Cursor<'_>) -> Option<Retry> {
     if !fields.has("on") {
         on = vec!["connect-failure", "refused-stream", "gateway-error"];
     }
-    let codes: Vec<u32> = fields
-        .list("statusCodes", 1..=64)
-        .iter()
-        .filter_map(|at| at.integer32(400..=599))
-        .collect();
+    let codes: Vec<u32> = fields.list("statusCodes", 1..=64).iter().filter_map(|at| at.integer32(400..=599)).collect();
     if !codes.is_empty() && !on.contains(&"retriable-status-codes") {
         on.push("retriable-status-codes");
     }
@@ -207,10 +202,7 @@ fn parse_retry(at: &Cursor<'_>) -> Option<Retry> {
         try_timeout: fields.optional("perTryTimeout").and_then(|at| at.duration(MS..=24 * HOUR)),
         codes,
         backoff: fields.optional("backoff").and_then(|at| parse_backoff(&at)),
-        non_idempotent: fields
-            .optional("nonIdempotent")
-            .and_then(|at| at.boolean())
-            .unwrap_or(false),
+        non_idempotent: fields.optional("nonIdempotent").and_then(|at| at.boolean()).unwrap_or(false),
     })
 }
 

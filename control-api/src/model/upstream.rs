@@ -174,18 +174,12 @@ fn parse_endpoint(at: &Cursor<'_>) -> Option<Endpoint> {
         None => Some(1),
     };
     let zone = fields.optional("zone").and_then(|at| at.text(is_dns_label, LABEL_RULE));
-    let words =
-        [("Unknown", Health::Unknown), ("Healthy", Health::Healthy), ("Draining", Health::Draining)];
+    let words = [("Unknown", Health::Unknown), ("Healthy", Health::Healthy), ("Draining", Health::Draining)];
     let health = match fields.optional("health") {
         Some(at) => at.choice(&words),
         None => Some(Health::Unknown),
     };
-    Some(Endpoint {
-        address: address?,
-        weight: weight?,
-        zone: zone.unwrap_or_default(),
-        health: health?,
-    })
+    Some(Endpoint { address: address?, weight: weight?, zone: zone.unwrap_or_default(), health: health? })
 }
 
 fn parse_address(at: &Cursor<'_>) -> Option<SocketAddr> {
@@ -215,8 +209,7 @@ fn parse_balancing(fields: &Fields<'_>) -> Balancing {
     }
     let Some(at) = fields.optional("loadBalancing") else { return Balancing::RoundRobin };
     let Some(fields) = at.fields(&["policy", "choiceCount"]) else { return Balancing::RoundRobin };
-    let words =
-        [("RoundRobin", Word::Round), ("LeastRequest", Word::Least), ("Random", Word::Random)];
+    let words = [("RoundRobin", Word::Round), ("LeastRequest", Word::Least), ("Random", Word::Random)];
     let word = match fields.optional("policy") {
         Some(at) => at.choice(&words),
         None => Some(Word::Round),
@@ -261,9 +254,7 @@ pub fn parse_outlier(at: &Cursor<'_>) -> Option<OutlierDetection> {
         enforcing_consecutive_5xx: percent("enforcingConsecutive5xx"),
         enforcing_consecutive_gateway_failure: percent("enforcingConsecutiveGatewayFailure"),
         enforcing_consecutive_local_origin_failure: percent("enforcingConsecutiveLocalOriginFailure"),
-        split_local_origin: fields
-            .optional("splitExternalLocalOriginErrors")
-            .and_then(|at| at.boolean()),
+        split_local_origin: fields.optional("splitExternalLocalOriginErrors").and_then(|at| at.boolean()),
     };
     if let (Some(base), Some(max)) = (outlier.base_ejection_time, outlier.max_ejection_time)
         && max < base
@@ -275,8 +266,7 @@ pub fn parse_outlier(at: &Cursor<'_>) -> Option<OutlierDetection> {
 
 /// Reads a limits stanza.
 pub fn parse_limits(at: &Cursor<'_>) -> Option<Limits> {
-    let fields =
-        at.fields(&["maxConnections", "maxPendingRequests", "maxRequests", "maxRetries"])?;
+    let fields = at.fields(&["maxConnections", "maxPendingRequests", "maxRequests", "maxRetries"])?;
     let count = |name: &str| fields.optional(name).and_then(|at| at.integer32(0..=u32::MAX));
     Some(Limits {
         max_connections: count("maxConnections"),

@@ -153,12 +153,7 @@ fn put(set: &mut PolicySet, manifest: &Manifest, revision: u64) -> Result<Step, 
     Ok((key, change, Some(record)))
 }
 
-fn delete(
-    set: &mut PolicySet,
-    key: &ObjectKey,
-    expected: Option<u64>,
-    revision: u64,
-) -> Result<Step, StoreError> {
+fn delete(set: &mut PolicySet, key: &ObjectKey, expected: Option<u64>, revision: u64) -> Result<Step, StoreError> {
     let Some(object) = set.objects.remove(key) else {
         return Err(StoreError::Missing(key.clone()));
     };
@@ -187,9 +182,8 @@ pub(super) fn to_row(object: &Object) -> Value {
 pub(super) fn parse_row(row: &Value) -> Result<Object, String> {
     let number = |name: &str| row.get(name).and_then(Value::as_u64).ok_or(format!("no {name}"));
     let body = row.get("body").ok_or("no body")?;
-    let manifest = crate::model::object::parse_manifest(body, None).map_err(|problems| {
-        problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
-    })?;
+    let manifest = crate::model::object::parse_manifest(body, None)
+        .map_err(|problems| problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))?;
     Ok(Object {
         key: manifest.key,
         spec: manifest.spec,

@@ -42,9 +42,8 @@ impl RedbFile {
     /// Opens or creates the file and the folder it is in.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         if let Some(folder) = path.parent() {
-            std::fs::create_dir_all(folder).map_err(|error| {
-                StoreError::Failed(format!("cannot create {}: {error}", folder.display()))
-            })?;
+            std::fs::create_dir_all(folder)
+                .map_err(|error| StoreError::Failed(format!("cannot create {}: {error}", folder.display())))?;
         }
         let file = path.to_owned();
         Self::with_opener(path, Box::new(move || Database::create(&file)))
@@ -81,9 +80,8 @@ impl RedbFile {
         }
         let mut objects = Objects::new();
         for (key, bytes) in rows.objects {
-            let parsed: Result<Object, String> = serde_json::from_slice(&bytes)
-                .map_err(|error| error.to_string())
-                .and_then(|row| parse_row(&row));
+            let parsed: Result<Object, String> =
+                serde_json::from_slice(&bytes).map_err(|error| error.to_string()).and_then(|row| parse_row(&row));
             let object = parsed.map_err(|reason| StoreError::Unreadable { key, reason })?;
             objects.insert(object.key.clone(), Arc::new(object));
         }
@@ -101,18 +99,13 @@ impl RedbFile {
     }
 
     /// The changes after `revision` up to `current`; `None` when some are no longer kept.
-    pub fn history_since(
-        &self,
-        revision: u64,
-        current: u64,
-    ) -> Result<Option<Vec<Record>>, StoreError> {
+    pub fn history_since(&self, revision: u64, current: u64) -> Result<Option<Vec<Record>>, StoreError> {
         if revision >= current {
             return Ok(Some(Vec::new()));
         }
         let Some(database) = &self.database else { return Ok(None) };
         let rows = read_history(database, revision).map_err(|error| failure(&error, &self.path))?;
-        let records: Vec<Record> =
-            rows.iter().filter_map(|bytes| serde_json::from_slice(bytes).ok()).collect();
+        let records: Vec<Record> = rows.iter().filter_map(|bytes| serde_json::from_slice(bytes).ok()).collect();
         let is_whole = records.first().is_some_and(|record| record.revision == revision + 1);
         Ok(is_whole.then_some(records))
     }

@@ -120,10 +120,7 @@ impl Dance {
     }
 
     /// Takes a request; a NACK comes back as its refusal.
-    pub fn take_request(
-        &mut self,
-        request: &DiscoveryRequest,
-    ) -> Result<Option<Refusal>, Status> {
+    pub fn take_request(&mut self, request: &DiscoveryRequest) -> Result<Option<Refusal>, Status> {
         let Some(kind) = ResourceType::from_type_url(&request.type_url) else {
             // Other types are never served; the reader's own fetch timeout ends its wait.
             tracing::debug!(type_url = request.type_url, "a type that is not served was asked for");
@@ -178,12 +175,7 @@ impl Dance {
         None
     }
 
-    fn push(
-        &mut self,
-        kind: ResourceType,
-        version: String,
-        set: ResourceSet,
-    ) -> Option<DiscoveryResponse> {
+    fn push(&mut self, kind: ResourceType, version: String, set: ResourceSet) -> Option<DiscoveryResponse> {
         self.nonce += 1;
         let nonce = self.nonce.to_string();
         let subscription = self.subscriptions[kind as usize].as_mut()?;
@@ -208,9 +200,10 @@ impl Dance {
     /// sent again.
     fn renew_endpoints(&mut self, before: &ResourceSet) {
         let Some(clusters) = &self.subscriptions[ResourceType::Cluster as usize] else { return };
-        let is_changed = clusters.pushed.iter().any(|resource| {
-            before.find(&resource.name).is_some_and(|old| old.digest != resource.digest)
-        });
+        let is_changed = clusters
+            .pushed
+            .iter()
+            .any(|resource| before.find(&resource.name).is_some_and(|old| old.digest != resource.digest));
         if let Some(endpoints) = &mut self.subscriptions[ResourceType::Endpoints as usize]
             && is_changed
         {
@@ -251,9 +244,7 @@ impl Dance {
 
     /// Clusters that are gone from the policy but may still be named by the routes that run.
     fn retained_clusters(&self, kind: ResourceType) -> Vec<&Resource> {
-        let routes_run = [ResourceType::Listener, ResourceType::Routes]
-            .into_iter()
-            .all(|kind| self.runs_desired(kind));
+        let routes_run = [ResourceType::Listener, ResourceType::Routes].into_iter().all(|kind| self.runs_desired(kind));
         if kind != ResourceType::Cluster || routes_run {
             return Vec::new();
         }
@@ -277,10 +268,7 @@ impl Dance {
             && (!self.expects_listeners || asks(ResourceType::Listener))
             && (asks(ResourceType::Routes) || !self.expects_routes());
         let nothing_pending = self.subscriptions.iter().flatten().all(|one| one.pending.is_none());
-        if is_whole
-            && nothing_pending
-            && ResourceType::ALL.into_iter().all(|kind| self.runs_desired(kind))
-        {
+        if is_whole && nothing_pending && ResourceType::ALL.into_iter().all(|kind| self.runs_desired(kind)) {
             self.running_revision = Some(self.desired.revision);
         }
     }
@@ -306,21 +294,14 @@ fn take_answer(subscription: &mut Subscription, request: &DiscoveryRequest) -> O
         subscription.refused = None;
         return None;
     };
-    let refusal = Refusal {
-        version,
-        message: detail.message.chars().take(REFUSAL_CHARS_MAX).collect(),
-    };
+    let refusal = Refusal { version, message: detail.message.chars().take(REFUSAL_CHARS_MAX).collect() };
     subscription.refused = Some(refusal.clone());
     subscription.refusals += 1;
     Some(refusal)
 }
 
 /// A shorter list is no reason to push; the version held is that of what is left.
-fn take_names(
-    subscription: &mut Subscription,
-    names: Option<BTreeSet<String>>,
-    desired: &ResourceSet,
-) {
+fn take_names(subscription: &mut Subscription, names: Option<BTreeSet<String>>, desired: &ResourceSet) {
     if names == subscription.names {
         return;
     }
@@ -337,11 +318,7 @@ fn take_names(
     }
 }
 
-fn select<'a>(
-    subscription: &Subscription,
-    desired: &'a ResourceSet,
-    retained: &[&'a Resource],
-) -> Vec<&'a Resource> {
+fn select<'a>(subscription: &Subscription, desired: &'a ResourceSet, retained: &[&'a Resource]) -> Vec<&'a Resource> {
     match &subscription.names {
         None => desired.iter().chain(retained.iter().copied()).collect(),
         Some(names) => names
@@ -358,7 +335,7 @@ fn version_of<'a>(resources: impl Iterator<Item = &'a Resource>) -> String {
     let mut sorted: Vec<&Resource> = resources.collect();
     sorted.sort_by(|left, right| left.name.cmp(&right.name));
     let digest = sorted.iter().fold(Digest::new(), |digest, resource| {
-        digest.add(resource.name.as_bytes()).add(&resource.digest.to_le_bytes())
+        digest.with(resource.name.as_bytes()).with(&resource.digest.to_le_bytes())
     });
     format!("{:016x}", digest.finish())
 }

@@ -41,7 +41,9 @@ pub(crate) enum Output {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Create or change objects, all or nothing.
-    #[command(after_help = "Examples:\n  outriggerctl apply -f shop.yaml\n  outriggerctl apply -f shop.yaml --dry-run\n  cat shop.yaml | outriggerctl apply -f - --wait --timeout 10s")]
+    #[command(
+        after_help = "Examples:\n  outriggerctl apply -f shop.yaml\n  outriggerctl apply -f shop.yaml --dry-run\n  cat shop.yaml | outriggerctl apply -f - --wait --timeout 10s"
+    )]
     Apply {
         /// YAML or JSON file; - reads standard input. May be given several times.
         #[arg(short = 'f', long = "file", value_name = "FILE", required = true)]
@@ -57,13 +59,17 @@ pub(crate) enum Command {
         timeout: String,
     },
     /// Print a completion script for a shell.
-    #[command(after_help = "Example:\n  outriggerctl completions bash > ~/.local/share/bash-completion/completions/outriggerctl")]
+    #[command(
+        after_help = "Example:\n  outriggerctl completions bash > ~/.local/share/bash-completion/completions/outriggerctl"
+    )]
     Completions {
         /// Which shell.
         shell: Shell,
     },
     /// Take objects away, all or nothing.
-    #[command(after_help = "Examples:\n  outriggerctl delete httproute orders -n shop\n  outriggerctl delete -f shop.yaml\n  outriggerctl delete upstream orders --force")]
+    #[command(
+        after_help = "Examples:\n  outriggerctl delete httproute orders -n shop\n  outriggerctl delete -f shop.yaml\n  outriggerctl delete upstream orders --force"
+    )]
     Delete {
         /// Kind of the object.
         #[arg(required_unless_present = "files", conflicts_with = "files")]
@@ -89,7 +95,9 @@ pub(crate) enum Command {
         files: Vec<PathBuf>,
     },
     /// Show objects.
-    #[command(after_help = "Examples:\n  outriggerctl get all\n  outriggerctl get httproutes -n shop\n  outriggerctl get upstream orders -o yaml")]
+    #[command(
+        after_help = "Examples:\n  outriggerctl get all\n  outriggerctl get httproutes -n shop\n  outriggerctl get upstream orders -o yaml"
+    )]
     Get {
         /// HTTPRoute, RateLimit, TrafficPolicy, Upstream (any case, singular or plural) or all.
         kind: String,
@@ -110,7 +118,9 @@ pub(crate) enum Command {
         output: Output,
     },
     /// Wait until every connected proxy runs a revision.
-    #[command(after_help = "Examples:\n  outriggerctl wait\n  outriggerctl wait --revision 12 --timeout 10s\n  outriggerctl wait --proxy gateway-0 --proxy orders-1")]
+    #[command(
+        after_help = "Examples:\n  outriggerctl wait\n  outriggerctl wait --revision 12 --timeout 10s\n  outriggerctl wait --proxy gateway-0 --proxy orders-1"
+    )]
     Wait {
         /// The revision [default: the newest].
         #[arg(long)]

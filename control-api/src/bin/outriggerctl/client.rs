@@ -60,8 +60,7 @@ impl Client {
                 "--server {server}: only http:// is spoken; reach a remote server through a tunnel"
             )));
         }
-        let token_file =
-            args.token_file.clone().or(variable("OUTRIGGER_TOKEN_FILE").map(Into::into));
+        let token_file = args.token_file.clone().or(variable("OUTRIGGER_TOKEN_FILE").map(Into::into));
         let authorization = token_file.map(|path| read_token(&path)).transpose()?;
         let agent = ureq::Agent::config_builder()
             .http_status_as_error(false)
@@ -93,9 +92,7 @@ impl Client {
                 self.server
             ))
         };
-        let mut request = ureq::http::Request::builder()
-            .method(method)
-            .uri(format!("{}{path}", self.server));
+        let mut request = ureq::http::Request::builder().method(method).uri(format!("{}{path}", self.server));
         if let Some(authorization) = &self.authorization {
             request = request.header("authorization", authorization);
         }
@@ -121,9 +118,8 @@ impl Client {
 }
 
 fn read_token(path: &Path) -> Result<String, Failure> {
-    let text = std::fs::read_to_string(path).map_err(|error| {
-        Failure::refused(format!("--token-file {}: {error}", path.display()))
-    })?;
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| Failure::refused(format!("--token-file {}: {error}", path.display())))?;
     Ok(format!("Bearer {}", text.trim()))
 }
 

@@ -79,13 +79,10 @@ fn read_one(path: &Path) -> Result<String, Failure> {
     if path == Path::new("-") {
         let mut text = String::new();
         let read = std::io::stdin().read_to_string(&mut text);
-        return read
-            .map(|_| text)
-            .map_err(|error| Failure::refused(format!("standard input: {error}")));
+        return read.map(|_| text).map_err(|error| Failure::refused(format!("standard input: {error}")));
     }
-    std::fs::read_to_string(path).map_err(|error| {
-        Failure::refused(format!("{}: {error}; check the path given with -f", path.display()))
-    })
+    std::fs::read_to_string(path)
+        .map_err(|error| Failure::refused(format!("{}: {error}; check the path given with -f", path.display())))
 }
 
 /// A name in a path; what is not allowed in names is escaped and so not found.
@@ -119,12 +116,7 @@ fn describe_changes(answer: &Value) -> String {
     lines
 }
 
-fn wait_for(
-    client: &Client,
-    revision: Option<u64>,
-    timeout: &str,
-    proxies: &[String],
-) -> Result<(), Failure> {
+fn wait_for(client: &Client, revision: Option<u64>, timeout: &str, proxies: &[String]) -> Result<(), Failure> {
     let mut body = json!({ "timeout": timeout });
     if let Some(revision) = revision {
         body["revision"] = json!(revision);
@@ -146,17 +138,10 @@ fn wait_for(
     print(&format!("{running} {plural} revision {revision}\n"))
 }
 
-fn fetch(
-    client: &Client,
-    kind: &str,
-    name: Option<&str>,
-    namespace: Option<&str>,
-) -> Result<Vec<Value>, Failure> {
+fn fetch(client: &Client, kind: &str, name: Option<&str>, namespace: Option<&str>) -> Result<Vec<Value>, Failure> {
     if kind.eq_ignore_ascii_case("all") && name.is_none() {
-        let lists: Result<Vec<Vec<Value>>, Failure> = Kind::ALL
-            .iter()
-            .map(|kind| fetch(client, kind.as_str(), None, namespace))
-            .collect();
+        let lists: Result<Vec<Vec<Value>>, Failure> =
+            Kind::ALL.iter().map(|kind| fetch(client, kind.as_str(), None, namespace)).collect();
         return Ok(lists?.concat());
     }
     let kind = Kind::parse_loose(kind).map_err(Failure::refused)?;
@@ -270,15 +255,12 @@ fn show_proxies(answer: &Value, output: Output) -> Result<String, Failure> {
 }
 
 fn state_of(proxy: &ProxyView) -> String {
-    let refusal = proxy.types.iter().find_map(|(kind, view)| {
-        view.nack_message.as_ref().map(|message| format!("refused {kind}: {message}"))
-    });
-    let pending: Vec<&str> = proxy
+    let refusal = proxy
         .types
         .iter()
-        .filter(|(_, view)| view.pending_version.is_some())
-        .map(|(kind, _)| kind.as_str())
-        .collect();
+        .find_map(|(kind, view)| view.nack_message.as_ref().map(|message| format!("refused {kind}: {message}")));
+    let pending: Vec<&str> =
+        proxy.types.iter().filter(|(_, view)| view.pending_version.is_some()).map(|(kind, _)| kind.as_str()).collect();
     match refusal {
         Some(refusal) => refusal,
         None if !pending.is_empty() => format!("has not answered {}", pending.join(", ")),
@@ -288,10 +270,8 @@ fn state_of(proxy: &ProxyView) -> String {
 }
 
 fn diff(client: &Client, input: &str) -> Result<ExitCode, Failure> {
-    let manifests = parse_manifests(input, Syntax::Yaml).map_err(|problems| Failure {
-        code: 2,
-        lines: problems.iter().map(Problem::to_string).collect(),
-    })?;
+    let manifests = parse_manifests(input, Syntax::Yaml)
+        .map_err(|problems| Failure { code: 2, lines: problems.iter().map(Problem::to_string).collect() })?;
     let mut is_same = true;
     for manifest in &manifests {
         let key = &manifest.key;
@@ -304,9 +284,7 @@ fn diff(client: &Client, input: &str) -> Result<ExitCode, Failure> {
                 }
                 to_yaml(&stored)?
             }
-            Err(failure) if failure.lines.iter().any(|line| line.ends_with("does not exist")) => {
-                String::new()
-            }
+            Err(failure) if failure.lines.iter().any(|line| line.ends_with("does not exist")) => String::new(),
             Err(failure) => return Err(failure),
         };
         let changes = differ(&stored, &to_yaml(&manifest.body)?);

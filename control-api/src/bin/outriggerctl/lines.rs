@@ -27,8 +27,7 @@ pub(crate) fn differ(before: &str, after: &str) -> Vec<String> {
             lines.push(format!(" {}", old[row]));
             row += 1;
             column += 1;
-        } else if column >= new.len()
-            || (row < old.len() && common[at(row + 1, column)] >= common[at(row, column + 1)])
+        } else if column >= new.len() || (row < old.len() && common[at(row + 1, column)] >= common[at(row, column + 1)])
         {
             lines.push(format!("-{}", old[row]));
             row += 1;
