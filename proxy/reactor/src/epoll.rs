@@ -135,22 +135,13 @@ impl Epoll {
     pub(crate) fn accept(&mut self, socket: &Rc<Socket>) -> Step {
         loop {
             self.meters.syscalls.add(1);
-            // SAFETY: `try_init` gives a zeroed address storage and its length, which the call fills and keeps no
-            // pointer to.
-            let accepted = unsafe {
-                SockAddr::try_init(|address, len| {
-                    owned(libc::accept4(socket.raw(), address.cast(), len, libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK))
-                })
-            };
+            let accepted = accept_now(socket);
             let mut side = socket.accept.borrow_mut();
             let error = match accepted {
-                Ok((fd, address)) => match address.as_socket() {
-                    Some(peer) => {
-                        side.ready.push_back((fd, peer));
-                        return Step::Moved;
-                    }
-                    None => continue,
-                },
+                Ok(connection) => {
+                    side.ready.push_back(connection);
+                    return Step::Moved;
+                }
                 Err(error) => error,
             };
             let errno = error.raw_os_error().unwrap_or(libc::EIO);
@@ -172,6 +163,11 @@ impl Epoll {
             }
             return Step::Wait;
         }
+    }
+
+    /// Nothing is accepted ahead: there is nothing to end.
+    pub(crate) fn stop_accept(&mut self, _socket: &Rc<Socket>) -> Step {
+        Step::Moved
     }
 
     pub(crate) fn fill(&mut self, socket: &Rc<Socket>) -> Step {
@@ -220,7 +216,7 @@ impl Epoll {
         let mut recv = socket.recv.borrow_mut();
         if recv.is_readable {
             self.meters.syscalls.add(1);
-            recv.is_readable = socket.peek();
+            recv.is_readable = socket.peek(&mut recv);
         }
         if recv.is_readable { Step::Moved } else { Step::Wait }
     }
@@ -353,6 +349,16 @@ impl Drop for Epoll {
             drop(slot.socket);
         }
     }
+}
+
+/// One connection out of the backlog.
+pub(crate) fn accept_now(socket: &Socket) -> io::Result<(OwnedFd, SocketAddr)> {
+    let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: `try_init` gives a zeroed address storage and its length, which the call fills and keeps no pointer to.
+    let (fd, address) =
+        unsafe { SockAddr::try_init(|address, len| owned(libc::accept4(socket.raw(), address.cast(), len, flags)))? };
+    let peer = address.as_socket().ok_or_else(|| io::Error::from_raw_os_error(libc::ECONNABORTED))?;
+    Ok((fd, peer))
 }
 
 /// One gathered send from the front of the queue.

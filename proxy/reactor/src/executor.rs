@@ -140,7 +140,9 @@ impl Remote {
 
     /// Ends sleep and hands over what came in.
     fn drain(&self, ready: &mut VecDeque<TaskKey>) {
-        if self.state.swap(RUNNING, Ordering::SeqCst) == NOTIFIED {
+        // Also after a sleep without notice: a push may lie between its two steps, and its notice be overwritten by
+        // the next `try_sleep`.
+        if self.state.swap(RUNNING, Ordering::SeqCst) != RUNNING {
             ready.extend(self.lock().drain(..));
         }
     }

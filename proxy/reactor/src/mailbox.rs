@@ -12,6 +12,8 @@ use std::future::poll_fn;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
 
+use crate::executor;
+
 struct Post<T> {
     queue: VecDeque<T>,
     waker: Option<Waker>,
@@ -86,8 +88,15 @@ impl<T: Send> Mailbox<T> {
     /// `None` when every sender is gone. Cancel: loses nothing.
     pub async fn recv(&mut self) -> Option<T> {
         poll_fn(|cx| {
+            let core = executor::current();
+            if core.as_ref().is_some_and(|core| core.is_share_spent(cx)) {
+                return Poll::Pending;
+            }
             let mut post = lock(&self.post);
             if let Some(value) = post.queue.pop_front() {
+                if let Some(core) = core {
+                    core.spend_share();
+                }
                 return Poll::Ready(Some(value));
             }
             if post.senders == 0 {

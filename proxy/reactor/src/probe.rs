@@ -15,7 +15,7 @@ use std::net::Ipv4Addr;
 use std::task::Poll;
 use std::time::Duration;
 
-use crate::ring;
+use crate::ring::setup;
 use crate::{Buf, DriverKind, Options, Runtime, TcpListener, TcpStream};
 
 /// What `--io` asks for.
@@ -116,17 +116,17 @@ pub fn probe(choice: IoChoice) -> Result<Probe, ProbeError> {
 type Look = fn() -> Result<String, String>;
 
 fn set_up() -> Result<String, String> {
-    ring::build(8).map(|_| "single issuer, deferred task runs".to_owned()).map_err(|error| explain(&error))
+    setup::build(8).map(|_| "single issuer, deferred task runs".to_owned()).map_err(|error| explain(&error))
 }
 
 fn ask_opcodes() -> Result<String, String> {
-    let ring = ring::build(8).map_err(|error| explain(&error))?;
+    let ring = setup::build(8).map_err(|error| explain(&error))?;
     let mut probe = io_uring::Probe::new();
     ring.submitter().register_probe(&mut probe).map_err(|error| explain(&error))?;
     let missing: Vec<_> =
-        ring::OPCODES.iter().filter(|(_, code)| !probe.is_supported(*code)).map(|(name, _)| *name).collect();
+        setup::OPCODES.iter().filter(|(_, code)| !probe.is_supported(*code)).map(|(name, _)| *name).collect();
     if missing.is_empty() {
-        let names: Vec<_> = ring::OPCODES.iter().map(|(name, _)| *name).collect();
+        let names: Vec<_> = setup::OPCODES.iter().map(|(name, _)| *name).collect();
         Ok(names.join(" "))
     } else {
         Err(format!("the kernel lacks {}", missing.join(" ")))

@@ -3,13 +3,14 @@
 //! **Shape.** [`Socket`] has a receive, a send and an accept side, each borrowed for moments only. Drivers fill
 //! the receive queue and empty the send queue; `tcp` does the opposite.
 //!
-//! **Limits.** [`AHEAD_BLOCKS`], [`AHEAD_ACCEPTS`].
+//! **Limits.** [`AHEAD_BLOCKS`], [`CLOSING_ACCEPTS`].
 //!
 //! **Errors.** An error of either side stays: every later call returns it again.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::io;
+use std::mem;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::task::{Context, Waker};
@@ -20,8 +21,8 @@ use crate::buffers::Buf;
 
 /// Most blocks received ahead of a stream's reader.
 pub const AHEAD_BLOCKS: usize = 4;
-/// Most connections accepted ahead of a listener's caller.
-pub(crate) const AHEAD_ACCEPTS: usize = 16;
+/// Most connections taken out of the backlog by the close of a listener.
+pub(crate) const CLOSING_ACCEPTS: usize = 16;
 /// Most slices in one gathered send.
 pub(crate) const GATHER: usize = 64;
 
@@ -70,15 +71,32 @@ impl Socket {
         }
     }
 
+    /// Takes the wakers of all sides out, to be dropped while nothing is borrowed.
+    pub(crate) fn take_wakers(&self) -> Vec<Waker> {
+        let mut wakers = mem::take(&mut self.accept.borrow_mut().wakers);
+        wakers.extend(self.recv.borrow_mut().waker.take());
+        wakers.extend(self.send.borrow_mut().waker.take());
+        wakers
+    }
+
     pub(crate) fn close(&self) {
         let fd = self.owned.borrow_mut().take();
         drop(fd);
     }
 
-    /// Bytes, FIN or an error wait in the kernel; takes nothing.
-    pub(crate) fn peek(&self) -> bool {
-        let mut byte = [std::mem::MaybeUninit::uninit()];
-        !matches!(self.with_fd(|fd| fd.peek(&mut byte)), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+    /// True when bytes or FIN wait in the kernel; takes neither. An error is kept as the end: the kernel tells it once.
+    pub(crate) fn peek(&self, recv: &mut RecvSide) -> bool {
+        let mut byte = [mem::MaybeUninit::uninit()];
+        match self.with_fd(|fd| fd.peek(&mut byte)) {
+            Ok(_) => true,
+            Err(error) => match error.raw_os_error().unwrap_or(libc::EIO) {
+                libc::EAGAIN | libc::EINTR => false,
+                errno => {
+                    recv.end.get_or_insert(End::Errno(errno));
+                    true
+                }
+            },
+        }
     }
 
     /// Sends FIN now, or, while bytes are queued, once they are gone.
@@ -95,7 +113,7 @@ impl Socket {
     /// The send queue ran empty: sends a FIN that waited for it.
     pub(crate) fn settle_fin(&self) {
         let mut send = self.send.borrow_mut();
-        if send.queued == 0 && std::mem::take(&mut send.is_fin_due) {
+        if send.queued == 0 && mem::take(&mut send.is_fin_due) {
             drop(send);
             // A peer that reset meanwhile shows in the next call on either side.
             let _ = self.with_fd(|fd| fd.shutdown(std::net::Shutdown::Write));

@@ -16,6 +16,7 @@ use std::cell::OnceCell;
 use std::fmt;
 use std::future::poll_fn;
 use std::io;
+use std::mem;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
@@ -24,8 +25,9 @@ use std::time::Duration;
 
 use crate::buffers::Buf;
 use crate::driver;
+use crate::epoll;
 use crate::executor::{self, Core};
-use crate::socket::{End, Socket, Step, register};
+use crate::socket::{CLOSING_ACCEPTS, End, Socket, Step, register};
 
 fn no_runtime() -> io::Error {
     io::Error::other("no runtime on this thread: sockets are made inside Runtime::block_on")
@@ -81,6 +83,30 @@ impl TcpListener {
         }
     }
 
+    /// Stops listening and returns the connections that were accepted ahead or still lay in the backlog: a drain
+    /// serves them, a plain drop resets them. Cancel: as a drop.
+    pub async fn close(self) -> Vec<(TcpStream, SocketAddr)> {
+        poll_fn(|cx| {
+            if let Ok(Step::Wait) = self.core.with_driver(|driver| driver.stop_accept(&self.socket)) {
+                self.socket.accept.borrow_mut().wakers.push(cx.waker().clone());
+                return Poll::Pending;
+            }
+            Poll::Ready(())
+        })
+        .await;
+        let mut taken = mem::take(&mut self.socket.accept.borrow_mut().ready);
+        // A wake-up that this runtime had and did not use would reach no other that shares the socket.
+        for _ in 0..CLOSING_ACCEPTS {
+            let Ok(connection) = epoll::accept_now(&self.socket) else { break };
+            taken.push_back(connection);
+        }
+        let opened = taken.into_iter().filter_map(|(fd, peer)| {
+            let stream = TcpStream::open(&self.core, fd, peer).ok()?;
+            Some((stream, peer))
+        });
+        opened.collect()
+    }
+
     /// The bound address.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
         self.socket.with_fd(|fd| {
@@ -103,6 +129,7 @@ impl fmt::Debug for TcpListener {
 }
 
 fn release(core: &Core, socket: &Rc<Socket>) {
+    drop(socket.take_wakers());
     // A runtime that has ended left the descriptor to the socket.
     if core.with_driver(|driver| driver.release(socket)).is_err() {
         socket.close();

@@ -16,6 +16,8 @@
 //!
 //! **Source.** io_uring(7), io_uring_enter(2), io_uring_register(2), io_uring_multishot(7).
 
+pub(crate) mod setup;
+
 use std::collections::VecDeque;
 use std::io;
 use std::mem;
@@ -25,17 +27,17 @@ use std::sync::Arc;
 use std::task::Waker;
 use std::time::Duration;
 
-use io_uring::register::Restriction;
 use io_uring::types::{Fd, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
 use socket2::SockAddr;
 
+use self::setup::{build, capped, restrict};
 use crate::Options;
 use crate::buffers::{Buf, BufferRing, Pool};
 use crate::driver::{WakeEvent, owned};
 use crate::epoll::is_of_connection;
 use crate::meters::Meters;
-use crate::socket::{AHEAD_ACCEPTS, AHEAD_BLOCKS, Arm, End, GATHER, Socket, Step};
+use crate::socket::{AHEAD_BLOCKS, Arm, End, GATHER, Socket, Step};
 
 const BUFFER_GROUP: u16 = 0;
 const WAKE: u64 = u64::MAX;
@@ -182,6 +184,21 @@ impl Ring {
         Step::Wait
     }
 
+    /// Cancels the accept; `Moved` once it has ended and what it took is in the queue.
+    pub(crate) fn stop_accept(&mut self, socket: &Rc<Socket>) -> Step {
+        let mut side = socket.accept.borrow_mut();
+        match side.arm {
+            Arm::Armed => {
+                side.arm = Arm::Cancelling;
+                drop(side);
+                self.cancel(socket.token.get(), Op::Accept);
+                Step::Wait
+            }
+            Arm::Cancelling => Step::Wait,
+            Arm::Direct | Arm::Idle | Arm::Parked => Step::Moved,
+        }
+    }
+
     pub(crate) fn fill(&mut self, socket: &Rc<Socket>) -> Step {
         if socket.recv.borrow().arm == Arm::Idle {
             self.arm_recv(socket.token.get(), socket);
@@ -191,12 +208,14 @@ impl Ring {
 
     pub(crate) fn look(&mut self, socket: &Rc<Socket>) -> Step {
         // A parked stream sees nothing of the kernel's queue by itself.
-        if socket.recv.borrow().arm == Arm::Parked {
+        let mut recv = socket.recv.borrow_mut();
+        if recv.arm == Arm::Parked {
             self.meters.syscalls.add(1);
-            if socket.peek() {
+            if socket.peek(&mut recv) {
                 return Step::Moved;
             }
         }
+        drop(recv);
         self.fill(socket)
     }
 
@@ -466,18 +485,16 @@ impl Ring {
         if is_closing {
             return;
         }
-        let has_news = !side.ready.is_empty() || side.errno.is_some();
-        if has_news {
+        let nobody_waits = side.wakers.is_empty();
+        if !side.ready.is_empty() || side.errno.is_some() || side.arm == Arm::Idle {
+            // Idle without news: whoever waits asks again, which arms the next accept.
             woken.append(&mut side.wakers);
         }
-        let is_full = side.ready.len() >= AHEAD_ACCEPTS;
-        if is_full && side.arm == Arm::Armed {
+        if nobody_waits && side.arm == Arm::Armed && side.ready.len() > 1 {
+            // What is taken now would wait here while another runtime that shares the socket may be free.
             side.arm = Arm::Cancelling;
             drop(side);
             self.cancel(index, Op::Accept);
-        } else if side.arm == Arm::Idle && !has_news && !side.wakers.is_empty() {
-            // Ended without a result while somebody waits.
-            woken.append(&mut side.wakers);
         }
     }
 
@@ -598,52 +615,4 @@ fn connected(socket: &Socket, result: i32, woken: &mut Vec<Waker>) {
 /// Errors of enter that the next turn mends: a signal, a wait that ran out, no room for completions.
 fn is_passing(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EINTR | libc::ETIME | libc::EBUSY | libc::EAGAIN))
-}
-
-/// A ring of this thread alone whose completions are run when it asks for them; disabled until restricted.
-pub(crate) fn build(entries: u32) -> io::Result<IoUring> {
-    IoUring::builder()
-        .dontfork()
-        .setup_clamp()
-        .setup_cqsize(entries.saturating_mul(8).max(1024))
-        .setup_single_issuer()
-        .setup_defer_taskrun()
-        .setup_taskrun_flag()
-        .setup_submit_all()
-        .setup_r_disabled()
-        .build(entries)
-}
-
-/// Operations this driver submits, by name; the probe asks the kernel for each.
-pub(crate) const OPCODES: [(&str, u8); 7] = [
-    ("ACCEPT", opcode::Accept::CODE),
-    ("ASYNC_CANCEL", opcode::AsyncCancel::CODE),
-    ("CONNECT", opcode::Connect::CODE),
-    ("POLL_ADD", opcode::PollAdd::CODE),
-    ("RECV", opcode::Recv::CODE),
-    ("SEND", opcode::Send::CODE),
-    ("SENDMSG", opcode::SendMsg::CODE),
-];
-
-/// Allows these operations and nothing else, for the life of the ring.
-fn restrict(ring: &IoUring) -> io::Result<()> {
-    let mut allowed: Vec<_> = OPCODES.iter().map(|(_, code)| Restriction::sqe_op(*code)).collect();
-    allowed.push(Restriction::sqe_flags_allowed(squeue::Flags::BUFFER_SELECT.bits()));
-    allowed.push(Restriction::register_op(REGISTER_ENABLE_RINGS));
-    ring.submitter().register_restrictions(&mut allowed)
-}
-
-const REGISTER_ENABLE_RINGS: u8 = 12;
-
-/// Bounds the bytes that a multishot receive takes in all before it ends: the entry's `optlen` field, which the crate
-/// does not name yet.
-fn capped(entry: squeue::Entry, bytes: u32) -> squeue::Entry {
-    const OPTLEN_WORD: usize = 11;
-    const { assert!(mem::size_of::<squeue::Entry>() == 64) };
-    // SAFETY: an entry is 64 bytes of integers (repr(C) over the kernel's struct), valid in any bit pattern, and an
-    // array of words has no padding.
-    let mut words: [u32; 16] = unsafe { mem::transmute(entry) };
-    words[OPTLEN_WORD] = bytes;
-    // SAFETY: as above.
-    unsafe { mem::transmute::<[u32; 16], squeue::Entry>(words) }
 }

@@ -1,0 +1,57 @@
+//! **Purpose.** How the driver's ring is made and what it may do: flags, restrictions, the receive cap.
+//!
+//! **Source.** io_uring_setup(2), io_uring_register(2) on IORING_REGISTER_RESTRICTIONS.
+
+use std::io;
+use std::mem;
+
+use io_uring::register::Restriction;
+use io_uring::{IoUring, opcode, squeue};
+
+/// A ring of this thread alone whose completions are run when it asks for them; disabled until restricted.
+pub(crate) fn build(entries: u32) -> io::Result<IoUring> {
+    IoUring::builder()
+        .dontfork()
+        .setup_clamp()
+        .setup_cqsize(entries.saturating_mul(8).max(1024))
+        .setup_single_issuer()
+        .setup_defer_taskrun()
+        .setup_taskrun_flag()
+        .setup_submit_all()
+        .setup_r_disabled()
+        .build(entries)
+}
+
+/// Operations this driver submits, by name; the probe asks the kernel for each.
+pub(crate) const OPCODES: [(&str, u8); 7] = [
+    ("ACCEPT", opcode::Accept::CODE),
+    ("ASYNC_CANCEL", opcode::AsyncCancel::CODE),
+    ("CONNECT", opcode::Connect::CODE),
+    ("POLL_ADD", opcode::PollAdd::CODE),
+    ("RECV", opcode::Recv::CODE),
+    ("SEND", opcode::Send::CODE),
+    ("SENDMSG", opcode::SendMsg::CODE),
+];
+
+/// Allows these operations and nothing else, for the life of the ring.
+pub(super) fn restrict(ring: &IoUring) -> io::Result<()> {
+    let mut allowed: Vec<_> = OPCODES.iter().map(|(_, code)| Restriction::sqe_op(*code)).collect();
+    allowed.push(Restriction::sqe_flags_allowed(squeue::Flags::BUFFER_SELECT.bits()));
+    allowed.push(Restriction::register_op(REGISTER_ENABLE_RINGS));
+    ring.submitter().register_restrictions(&mut allowed)
+}
+
+const REGISTER_ENABLE_RINGS: u8 = 12;
+
+/// Bounds the bytes that a multishot receive takes in all before it ends: the entry's `optlen` field, which the crate
+/// does not name yet.
+pub(super) fn capped(entry: squeue::Entry, bytes: u32) -> squeue::Entry {
+    const OPTLEN_WORD: usize = 11;
+    const { assert!(mem::size_of::<squeue::Entry>() == 64) };
+    // SAFETY: an entry is 64 bytes of integers (repr(C) over the kernel's struct), valid in any bit pattern, and an
+    // array of words has no padding.
+    let mut words: [u32; 16] = unsafe { mem::transmute(entry) };
+    words[OPTLEN_WORD] = bytes;
+    // SAFETY: as above.
+    unsafe { mem::transmute::<[u32; 16], squeue::Entry>(words) }
+}
