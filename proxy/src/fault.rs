@@ -51,10 +51,10 @@ pub enum Retry {
 }
 
 macro_rules! kinds {
-    ($($(#[$doc:meta])* $name:ident: $side:ident $stage:ident $label:literal $status:literal $retry:ident $flag:literal;)+) => {
+    ($($(#[doc = $doc:literal])+ $name:ident: $side:ident $stage:ident $label:literal $status:literal $retry:ident $flag:literal;)+) => {
         /// What happened. The table beside each name: side, stage, label, status, retry verdict, Envoy response flag.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-        pub enum Kind { $($(#[$doc])* $name,)+ }
+        pub enum Kind { $($(#[doc = $doc])+ $name,)+ }
 
         impl Kind {
             /// Every kind, in the order of the table.
@@ -69,6 +69,8 @@ macro_rules! kinds {
             pub fn status(self) -> u16 { match self { $(Self::$name => $status,)+ } }
             /// The verdict it carries unless the maker of the fault knows better.
             pub fn retry(self) -> Retry { match self { $(Self::$name => Retry::$retry,)+ } }
+            /// One sentence for the body of the answer.
+            pub fn explanation(self) -> &'static str { match self { $(Self::$name => concat!($($doc),+).trim_ascii_start(),)+ } }
             /// Envoy's response flag.
             pub fn flag(self) -> &'static str { match self { $(Self::$name => $flag,)+ } }
         }

@@ -17,4 +17,5 @@ pub mod policy;
 pub mod route;
 pub mod stats;
 pub mod upstream;
+pub mod worker;
 pub mod xds;

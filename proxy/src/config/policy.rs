@@ -51,7 +51,7 @@ pub struct RetryPolicy {
 }
 
 /// A token bucket. Source: Envoy `type.v3.TokenBucket`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct TokenBucketConfig {
     /// Most tokens held; also what it starts with.
     pub max_tokens: u32,

@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::{
-    ClusterConfig, ClusterName, ClusterTarget, EndpointSet, ListenerConfig, ListenerName, RouteAction, RouteSource,
-    RouteTable, RouteTableName,
+    ClusterConfig, ClusterName, ClusterTarget, EndpointSet, ListenerConfig, ListenerName, LocalRateLimit, RouteAction,
+    RouteSource, RouteTable, RouteTableName,
 };
 
 /// Place of a cluster in its snapshot: valid in that snapshot alone.
@@ -133,6 +133,24 @@ impl Snapshot {
             RouteSource::Inline(table) => Some(table),
             RouteSource::Named(name) => self.route_tables.get(name),
         }
+    }
+
+    /// Visits every rate limit: of listeners, virtual hosts, routes and clusters.
+    pub fn each_rate_limit(&self, visit: &mut dyn FnMut(&Arc<LocalRateLimit>)) {
+        let mut of_table = |table: &RouteTable| {
+            for host in &table.virtual_hosts {
+                host.rate_limit.iter().for_each(&mut *visit);
+                host.routes.iter().filter_map(|route| route.rate_limit.as_ref()).for_each(&mut *visit);
+            }
+        };
+        self.route_tables.values().for_each(|table| of_table(table));
+        for listener in &self.listeners {
+            if let RouteSource::Inline(table) = &listener.http.routes {
+                of_table(table);
+            }
+        }
+        self.listeners.iter().filter_map(|listener| listener.http.rate_limit.as_ref()).for_each(&mut *visit);
+        self.clusters.iter().filter_map(|(config, _)| config.rate_limit.as_ref()).for_each(&mut *visit);
     }
 
     /// Clusters with their endpoints, in index order.

@@ -10,14 +10,24 @@
 //!
 //! **Source.** RFC 9110, RFC 9112, RFC 3986.
 
+mod body;
 pub mod chunk;
+mod deadline;
 pub mod edit;
+mod exchange;
+mod forward;
 pub mod framing;
 pub mod head;
+mod inlet;
 mod line;
 pub mod local;
 pub mod path;
+mod relay;
+mod respond;
 pub mod response;
+mod server;
+#[cfg(test)]
+mod tests;
 mod view;
 
 pub use chunk::{ChunkDecoder, ChunkFault, Step};
@@ -26,4 +36,5 @@ pub use framing::BodyLength;
 pub use head::{HeadLimits, Progress, RequestHead, RequestTable, Version};
 pub use local::{LocalResponse, write_local_response};
 pub use response::{ResponseHead, ResponseLimits, ResponseTable};
+pub use server::Downstream;
 pub use view::HeadView;

@@ -1,0 +1,225 @@
+//! **Purpose.** One request: admitted, routed, limited, forwarded or answered here.
+//!
+//! **Shape.** [`Downstream::exchange`] takes the worker's view once and keeps it to the end, so that every decision of a
+//! request belongs to one epoch. What is forwarded goes to `forward.rs`.
+//!
+//! **Errors.** Every answer made here is a [`Fault`] through [`respond::refusal`].
+//!
+//! **Source.** Order of decisions: DESIGN in `docs/ARCHITECTURE.md`, "Request path".
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use outrigger_reactor::{now, timeout};
+
+use super::framing::BodyLength;
+use super::head::{RequestHead, Version};
+use super::path::{Normal, PathRules, normalize};
+use super::respond::{self, Answering};
+use super::server::{After, Downstream, Received};
+use super::view::HeadView;
+use crate::config::{HttpConnectionConfig, LocalRateLimit, Route, RouteAction, VirtualHost};
+use crate::fault::{Fault, Kind};
+use crate::policy::Verdict;
+use crate::route::{Found, split_port};
+use crate::stats::RouteCell;
+use crate::worker::{Routes, View};
+
+/// A client that does not take its answer for this long is given up.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A request that matched a route.
+#[derive(Debug)]
+pub(super) struct Matched<'a> {
+    pub(super) view: &'a Rc<View>,
+    pub(super) http: &'a HttpConnectionConfig,
+    pub(super) routes: &'a Routes,
+    pub(super) host: &'a VirtualHost,
+    pub(super) route: &'a Arc<Route>,
+    pub(super) cell: &'a RouteCell,
+    pub(super) request: HeadView<'a>,
+}
+
+/// How an exchange ended.
+#[derive(Debug)]
+pub(super) struct Outcome {
+    pub(super) after: After,
+    /// 0: no answer.
+    pub(super) status: u16,
+}
+
+impl Downstream {
+    /// Serves one request.
+    pub(super) async fn exchange(&mut self, received: Received) -> After {
+        self.cell.requests.add_one();
+        let view = self.worker.view();
+        let Some(http) = view.http(&self.listener) else { return After::Close };
+        let table = std::mem::take(&mut self.request_table);
+        let mut scratch = std::mem::take(&mut self.scratch);
+        let head = table.view(&received.head);
+        let after = self.admit(&view, &http, (head, received.began), &mut scratch).await;
+        self.request_table = table;
+        self.scratch = scratch;
+        after
+    }
+
+    /// What must hold of a request before it is routed.
+    async fn admit(
+        &mut self,
+        view: &Rc<View>,
+        http: &HttpConnectionConfig,
+        received: (RequestHead<'_>, Instant),
+        scratch: &mut Vec<u8>,
+    ) -> After {
+        let (head, began) = received;
+        let worker = self.worker.clone();
+        let may_keep = head.keep_alive() && !self.is_worn(http);
+        let answering = Answering {
+            worker: &worker,
+            http,
+            epoch: view.epoch(),
+            // A body that stands unread behind a refusal would be taken for the next request.
+            keep: may_keep && head.body().is_empty(),
+            may_keep,
+            is_head: head.method() == b"HEAD",
+            version: head.version(),
+        };
+        let normal = precondition(http, head).and_then(|()| normalize(head.path(), PathRules::from(http), scratch));
+        let path = match normal {
+            Ok(Normal::Unchanged) => head.path(),
+            Ok(Normal::Changed(path)) => path,
+            Ok(Normal::RedirectTo(path)) => {
+                let location = respond::location_of_path(path, head.query());
+                return self.answer(respond::redirect(307, &location, &answering)).await;
+            }
+            Err(kind) => {
+                let answering = Answering { keep: false, ..answering };
+                return self.refuse_unmatched(kind, &answering).await;
+            }
+        };
+        let Some(routes) = view.routes(&self.listener) else {
+            return self.refuse_unmatched(Kind::NoRouteTable, &answering).await;
+        };
+        let ignores_port = http.strip_any_host_port || routes.table().ignore_port_in_host;
+        let authority = if ignores_port { split_port(head.authority()).0 } else { head.authority() };
+        let request = HeadView { head, scheme: respond::scheme(http, head), authority, path };
+        let Found::Route { host, host_index, route, route_index } = routes.index.find(&request, &worker.chance) else {
+            return self.refuse_unmatched(Kind::NoRoute, &answering).await;
+        };
+        let Some(cell) = routes.cell(&worker, host_index, route_index) else {
+            return self.refuse_unmatched(Kind::Internal, &answering).await;
+        };
+        let matched = Matched { view, http, routes: &routes, host, route, cell, request };
+        self.measure(&matched, began, &answering).await
+    }
+
+    /// Runs a matched request and counts how it went.
+    async fn measure(&mut self, matched: &Matched<'_>, began: Instant, answering: &Answering<'_>) -> After {
+        let cell = matched.cell;
+        cell.requests.add_one();
+        cell.active.add(1);
+        let active = Active(cell);
+        let outcome = self.act(matched, answering).await;
+        drop(active);
+        cell.by_class[usize::from(outcome.status / 100).min(5)].add_one();
+        let elapsed = now().saturating_duration_since(began);
+        cell.latency.record(u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX));
+        outcome.after
+    }
+
+    async fn refuse_unmatched(&mut self, kind: Kind, answering: &Answering<'_>) -> After {
+        self.cell.faults.add_one(kind);
+        self.answer(respond::refusal(&Fault::new(kind), answering)).await
+    }
+
+    async fn act(&mut self, matched: &Matched<'_>, answering: &Answering<'_>) -> Outcome {
+        if let Err(fault) = self.limit(matched) {
+            matched.cell.limited.add_one();
+            return self.refuse_matched(fault, matched, answering).await;
+        }
+        match &matched.route.action {
+            RouteAction::Forward(forward) => self.forward(matched, forward, answering).await,
+            RouteAction::Direct(direct) => {
+                let status = direct.status;
+                Outcome { after: self.answer(respond::direct(direct, answering)).await, status }
+            }
+            RouteAction::Redirect(redirect) => {
+                let location = respond::location(redirect, matched);
+                let status = redirect.status;
+                Outcome { after: self.answer(respond::redirect(status, &location, answering)).await, status }
+            }
+        }
+    }
+
+    /// Takes a token of each limit that applies: the listener's, then the route's or else its host's.
+    fn limit(&self, matched: &Matched<'_>) -> Result<(), Fault> {
+        let own = matched.route.rate_limit.as_ref().or(matched.host.rate_limit.as_ref());
+        for limit in [matched.http.rate_limit.as_ref(), own].into_iter().flatten() {
+            self.take(limit, matched)?;
+        }
+        Ok(())
+    }
+
+    fn take(&self, limit: &Arc<LocalRateLimit>, matched: &Matched<'_>) -> Result<(), Fault> {
+        match self.worker.admit(limit, &matched.view.bucket(limit, &self.worker)) {
+            Verdict::Admitted => Ok(()),
+            Verdict::WouldLimit => {
+                matched.cell.would_limit.add_one();
+                Ok(())
+            }
+            Verdict::Limited => {
+                Err(Fault::new(Kind::RateLimited).with_rule(limit.rule.clone()).with_status(limit.status))
+            }
+        }
+    }
+
+    /// Answers a fault of a request that matched a route.
+    pub(super) async fn refuse_matched(
+        &mut self,
+        fault: Fault,
+        matched: &Matched<'_>,
+        answering: &Answering<'_>,
+    ) -> Outcome {
+        matched.cell.faults.add_one(fault.kind);
+        let status = fault.status();
+        if status == 0 {
+            return Outcome { after: After::Abort, status };
+        }
+        Outcome { after: self.answer(respond::refusal(&fault, answering)).await, status }
+    }
+
+    /// Sends an answer made here.
+    pub(super) async fn answer(&mut self, answer: respond::Answer) -> After {
+        self.stream.queue(answer.bytes);
+        match timeout(ANSWER_TIMEOUT, self.stream.flush()).await {
+            Ok(Ok(())) if answer.keep => After::Keep,
+            Ok(Ok(())) => After::Close,
+            Ok(Err(_)) | Err(_) => After::Abort,
+        }
+    }
+}
+
+/// Keeps the gauge right whatever way the exchange ends.
+struct Active<'a>(&'a RouteCell);
+
+impl Drop for Active<'_> {
+    fn drop(&mut self) {
+        self.0.active.add(-1);
+    }
+}
+
+fn precondition(http: &HttpConnectionConfig, head: RequestHead<'_>) -> Result<(), Kind> {
+    if head.version() == Version::Http10 {
+        if !http.accept_http_10 {
+            return Err(Kind::BadVersion);
+        }
+        if head.body() == BodyLength::Chunked {
+            return Err(Kind::BadFraming);
+        }
+    }
+    if head.method() == b"CONNECT" || head.is_upgrade() {
+        return Err(Kind::UpgradeRefused);
+    }
+    Ok(())
+}

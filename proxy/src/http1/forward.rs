@@ -1,0 +1,526 @@
+//! **Purpose.** Forwarding: tries over endpoints until one answers or the policy has had enough.
+//!
+//! **Shape.** [`Downstream::forward`] chooses the cluster and passes its limits; each [`Downstream::try_once`] picks an
+//! endpoint, gets a connection, sends the request and reads the answer's head; what the retry policy lets through goes
+//! to `relay.rs`. Body bytes taken from the client are kept for another try only while one is possible.
+//!
+//! **Errors.** A try that failed is a [`TryFault`]: the fault, and whether a byte of the request may have been served.
+//!
+//! **Cancel.** Dropping the future closes the upstream connection of the try in hand.
+//!
+//! **Source.** Retry conditions: Envoy, `x-envoy-retry-on`; replay safety: `docs/ARCHITECTURE.md`, "Retries".
+
+use std::future::poll_fn;
+use std::pin::pin;
+use std::rc::Rc;
+use std::task::Poll;
+use std::time::Duration;
+
+use outrigger_reactor::{Buf, now, sleep};
+
+use super::body::{Body, BodyFault, Outgoing, Pump, PumpFault, Replay, queue_framed};
+use super::exchange::{Matched, Outcome};
+use super::framing::BodyLength;
+use super::inlet::{HeadFault, Inlet};
+use super::respond::{self, Answering};
+use super::response::ResponseLimits;
+use super::server::{After, Downstream};
+use crate::config::{ForwardAction, HeaderEdits};
+use crate::fault::{Fault, Kind, Retry, Side};
+use crate::policy::{self, Attempt, Decision, Sent, Slot, Verdict};
+use crate::route::{Chosen, choose_cluster};
+use crate::stats::SuppressReason;
+use crate::upstream::{ConnectFault, Connection};
+use crate::worker::{Cluster, InFlight, OpenFault};
+
+/// What is known of a forwarded request over all its tries.
+#[derive(Debug)]
+pub(super) struct Forwarding<'a> {
+    pub(super) matched: &'a Matched<'a>,
+    pub(super) action: &'a ForwardAction,
+    pub(super) cluster: &'a Rc<Cluster>,
+    /// Edits of the chosen weighted cluster.
+    pub(super) choice_request_edits: Option<&'a HeaderEdits>,
+    /// As above, for the response.
+    pub(super) choice_response_edits: Option<&'a HeaderEdits>,
+    pub(super) body: Body,
+    pub(super) outgoing: Outgoing,
+    replay: Option<Replay>,
+    tried: Vec<usize>,
+    tries: u32,
+    /// Place among the cluster's retries in flight.
+    retrying: Option<Slot>,
+    replayed: bool,
+    continued: bool,
+}
+
+/// An upstream that answered.
+#[derive(Debug)]
+pub(super) struct Answered {
+    pub(super) connection: Connection,
+    pub(super) inlet: Inlet,
+    /// The response head; its table is in [`Downstream::response_table`].
+    pub(super) head: Buf,
+    pub(super) status: u16,
+    /// The whole request was sent.
+    pub(super) uploaded: bool,
+    pub(super) endpoint: usize,
+    /// Counts the try until its answer is passed on.
+    pub(super) in_flight: Option<InFlight>,
+}
+
+/// A try that gave no answer.
+#[derive(Debug)]
+pub(super) struct TryFault {
+    fault: Fault,
+    sent: Sent,
+    on_reused: bool,
+}
+
+impl TryFault {
+    fn unsent(kind: Kind) -> Self {
+        Self { fault: Fault::new(kind).with_retry(Retry::Safe), sent: Sent::Nothing, on_reused: false }
+    }
+}
+
+impl Downstream {
+    /// Forwards a request and passes its answer on.
+    pub(super) async fn forward(
+        &mut self,
+        matched: &Matched<'_>,
+        action: &ForwardAction,
+        answering: &Answering<'_>,
+    ) -> Outcome {
+        let chosen = choose_cluster(&action.target, &matched.request, &self.worker.chance);
+        let Some(cluster) = matched.view.cluster(&chosen, &self.worker) else {
+            let fault = Fault::new(Kind::NoCluster).with_status(action.cluster_not_found_status);
+            let fault = match chosen {
+                Chosen::Linked { name, .. } => fault.with_cluster(name.as_str().into()),
+                Chosen::Named(name) => fault.with_cluster(String::from_utf8_lossy(name).into()),
+                Chosen::Missing => fault,
+            };
+            return self.refuse_matched(fault, matched, answering).await;
+        };
+        let weighted = match chosen {
+            Chosen::Linked { weighted, .. } => weighted,
+            Chosen::Missing | Chosen::Named(_) => None,
+        };
+        let _admitted = match self.admit_to_cluster(&cluster, matched) {
+            Ok(admitted) => admitted,
+            Err(fault) => return self.refuse_matched(fault, matched, answering).await,
+        };
+        let length = matched.request.head.body();
+        let may_retry = action.retry.is_some() || matched.request.head.is_idempotent();
+        let mut forwarding = Forwarding {
+            matched,
+            action,
+            cluster: &cluster,
+            choice_request_edits: weighted.map(|choice| &choice.request_edits),
+            choice_response_edits: weighted.map(|choice| &choice.response_edits),
+            body: Body::new(length),
+            outgoing: if length == BodyLength::Chunked { Outgoing::Chunked } else { Outgoing::Plain },
+            replay: (may_retry && !length.is_empty()).then(Replay::default),
+            tried: Vec::new(),
+            tries: 0,
+            retrying: None,
+            replayed: false,
+            continued: !matched.request.head.expects_continue(),
+        };
+        self.set_deadlines(&forwarding);
+        let outcome = self.try_until_answered(&mut forwarding, answering).await;
+        self.deadlines.clear();
+        outcome
+    }
+
+    fn admit_to_cluster(&self, cluster: &Rc<Cluster>, matched: &Matched<'_>) -> Result<Slot, Fault> {
+        let name = cluster.name().clone();
+        if let (Some(limit), Some(bucket)) = (&cluster.config.rate_limit, cluster.bucket()) {
+            match self.worker.admit(limit, bucket) {
+                Verdict::Admitted => {}
+                Verdict::WouldLimit => matched.cell.would_limit.add_one(),
+                Verdict::Limited => {
+                    matched.cell.limited.add_one();
+                    let fault = Fault::new(Kind::ClusterLimited).with_rule(limit.rule.clone());
+                    return Err(fault.with_status(limit.status).with_cluster(name));
+                }
+            }
+        }
+        cluster
+            .state
+            .circuit
+            .try_request(&cluster.config.limits)
+            .ok_or_else(|| Fault::new(Kind::MaxRequests).with_cluster(name))
+    }
+
+    fn set_deadlines(&mut self, forwarding: &Forwarding<'_>) {
+        let http = forwarding.matched.http;
+        self.deadlines.clear();
+        self.deadlines.set_idle(match forwarding.action.idle_timeout {
+            Some(Duration::ZERO) => None,
+            Some(span) => Some(span),
+            None => http.stream_idle_timeout,
+        });
+        if forwarding.body.is_done() {
+            self.start_route_timeout(forwarding.action);
+        } else {
+            self.deadlines.set(Kind::RequestTimeout, http.request_timeout.map(|span| now() + span));
+        }
+    }
+
+    /// The route timeout runs from the end of the request.
+    fn start_route_timeout(&mut self, action: &ForwardAction) {
+        self.deadlines.set(Kind::RequestTimeout, None);
+        if self.deadlines.at(Kind::RouteTimeout).is_none() {
+            self.deadlines.set(Kind::RouteTimeout, action.timeout.map(|span| now() + span));
+        }
+    }
+
+    async fn try_until_answered(&mut self, forwarding: &mut Forwarding<'_>, answering: &Answering<'_>) -> Outcome {
+        loop {
+            let result = self.try_once(forwarding).await;
+            forwarding.retrying = None;
+            let decision = match &result {
+                Ok(answered) => self.judge_answer(forwarding, answered),
+                Err(failed) => self.judge_fault(forwarding, failed),
+            };
+            match decision {
+                Decision::Retry { backoff } => {
+                    self.count_retry(forwarding);
+                    drop(result);
+                    if let Some(kind) = self.wait_to_retry(backoff).await {
+                        let fault = Fault::new(kind).with_cluster(forwarding.cluster.name().clone());
+                        return self.refuse_matched(fault, forwarding.matched, &close(answering, forwarding)).await;
+                    }
+                    continue;
+                }
+                Decision::Replay => {
+                    forwarding.replayed = true;
+                    forwarding.tries -= 1;
+                    forwarding.tried.pop();
+                    continue;
+                }
+                Decision::Suppressed(reason) => self.count_suppressed(forwarding, reason),
+                Decision::Pass => {}
+            }
+            return match result {
+                Ok(answered) => {
+                    if forwarding.tries > 1 {
+                        forwarding.matched.cell.retry_success.add_one();
+                    }
+                    self.relay(forwarding, answered, answering).await
+                }
+                Err(failed) => {
+                    let fault = failed.fault.with_cluster(forwarding.cluster.name().clone());
+                    self.refuse_matched(fault, forwarding.matched, &close(answering, forwarding)).await
+                }
+            };
+        }
+    }
+
+    /// One try: endpoint, connection, request, response head.
+    async fn try_once(&mut self, forwarding: &mut Forwarding<'_>) -> Result<Answered, TryFault> {
+        let cluster = forwarding.cluster;
+        let pick = cluster.pick(&forwarding.tried, &self.worker.chance);
+        let pick = pick.ok_or_else(|| TryFault::unsent(Kind::NoEndpoint))?;
+        forwarding.tries += 1;
+        forwarding.tried.push(pick.index);
+        cluster.cell.requests.add_one();
+        let per_try = forwarding.action.retry.as_ref().and_then(|policy| policy.per_try_timeout);
+        self.deadlines.set(Kind::PerTryTimeout, per_try.map(|span| now() + span));
+        let in_flight = cluster.in_flight(pick.index);
+        let began = now();
+        // A replay follows a pooled connection found dead: its neighbours may be as dead.
+        let pooled = if forwarding.replayed { None } else { cluster.checkout(pick.index) };
+        let result = match self.connect(cluster, pick.index, pooled).await {
+            Ok(connection) => self.exchange_head(forwarding, connection, in_flight, pick.index).await,
+            Err(failed) => Err(failed),
+        };
+        self.deadlines.set(Kind::PerTryTimeout, None);
+        match &result {
+            Ok(answered) => {
+                let elapsed = now().saturating_duration_since(began).as_micros();
+                cluster.cell.latency.record(u64::try_from(elapsed).unwrap_or(u64::MAX));
+                cluster.answered(pick.index, answered.status, &self.worker);
+            }
+            Err(failed) => cluster.failed(pick.index, failed.fault.kind, &self.worker),
+        }
+        result
+    }
+
+    /// A connection to the picked endpoint: a pooled one, or a new one within the limits.
+    async fn connect(
+        &mut self,
+        cluster: &Rc<Cluster>,
+        endpoint: usize,
+        pooled: Option<Connection>,
+    ) -> Result<Connection, TryFault> {
+        if let Some(connection) = pooled {
+            cluster.cell.reuses.add_one();
+            return Ok(connection);
+        }
+        let mut opening = pin!(cluster.open(endpoint));
+        let deadlines = &mut self.deadlines;
+        poll_fn(|cx| {
+            if let Poll::Ready(opened) = opening.as_mut().poll(cx) {
+                return Poll::Ready(opened.map_err(|fault| {
+                    TryFault::unsent(match fault {
+                        OpenFault::Connect(ConnectFault::Refused) => Kind::ConnectRefused,
+                        OpenFault::Connect(ConnectFault::Timeout) => Kind::ConnectTimeout,
+                        OpenFault::Connect(ConnectFault::Unreachable) => Kind::ConnectUnreachable,
+                        OpenFault::TooManyPending => Kind::MaxPending,
+                    })
+                }));
+            }
+            deadlines.poll_passed(cx).map(|kind| Err(TryFault::unsent(kind)))
+        })
+        .await
+    }
+
+    /// Sends the request over `connection` and reads the head of its answer, both at once: an upstream may answer, and
+    /// even close, before it has read a body.
+    async fn exchange_head(
+        &mut self,
+        forwarding: &mut Forwarding<'_>,
+        connection: Connection,
+        in_flight: Option<InFlight>,
+        endpoint: usize,
+    ) -> Result<Answered, TryFault> {
+        self.begin_request(forwarding, &connection).await?;
+        let on_reused = connection.is_reused();
+        let mut inlet = Inlet::default();
+        let mut uploaded = false;
+        let mut upload_broke = false;
+        let limits = ResponseLimits::default();
+        let action = forwarding.action;
+        let Self { stream, inlet: received, response_table, deadlines, .. } = self;
+        response_table.reset();
+        let mut timing = RouteTiming { action, armed: false };
+        let result = {
+            let Forwarding { body, replay, outgoing, .. } = &mut *forwarding;
+            let mut pump = Pump::new(body, &mut received.input, stream, connection.stream())
+                .framed(*outgoing)
+                .kept_in(replay.as_mut());
+            poll_fn(|cx| {
+                if !uploaded {
+                    let moved = pump.moved;
+                    match pump.poll_moved(cx) {
+                        Poll::Ready(Ok(())) => uploaded = true,
+                        Poll::Ready(Err(PumpFault::Source(fault))) => {
+                            return Poll::Ready(Err(Broke::Downstream(fault)));
+                        }
+                        // The answer may already be on its way: it decides, not the failed send.
+                        Poll::Ready(Err(PumpFault::Sink)) => (uploaded, upload_broke) = (true, true),
+                        Poll::Pending => {}
+                    }
+                    if pump.moved != moved {
+                        deadlines.touch();
+                    }
+                    if pump.is_received() {
+                        timing.arm(deadlines);
+                    }
+                }
+                loop {
+                    match inlet.poll_head(connection.stream(), cx, |bytes| response_table.parse(bytes, &limits)) {
+                        Poll::Ready(Ok(head)) => {
+                            let view = response_table.view(&head);
+                            if view.is_switch() {
+                                return Poll::Ready(Err(Broke::Upstream(Kind::ResponseMalformed)));
+                            }
+                            if !view.is_interim() {
+                                let status = view.status();
+                                return Poll::Ready(Ok((head, status)));
+                            }
+                            // 100 was answered to the client already, 102 and 103 are advice: neither ends the wait.
+                        }
+                        Poll::Ready(Err(fault)) => return Poll::Ready(Err(Broke::Upstream(head_fault(&fault)))),
+                        Poll::Pending => break,
+                    }
+                }
+                if uploaded && !upload_broke && received_end(stream, &mut pump, cx) {
+                    return Poll::Ready(Err(Broke::Gone));
+                }
+                deadlines.poll_passed(cx).map(|kind| Err(Broke::Upstream(kind)))
+            })
+            .await
+        };
+        match result {
+            Ok((head, status)) => Ok(Answered {
+                connection,
+                inlet,
+                head,
+                status,
+                uploaded: uploaded && !upload_broke,
+                endpoint,
+                in_flight,
+            }),
+            Err(broke) => Err(broke.into_fault(&connection, on_reused)),
+        }
+    }
+
+    /// Queues the request head, what earlier tries already took of the body, and tells a waiting client to go on.
+    async fn begin_request(
+        &mut self,
+        forwarding: &mut Forwarding<'_>,
+        connection: &Connection,
+    ) -> Result<(), TryFault> {
+        let upstream = connection.stream();
+        upstream.queue(respond::forwarded_head(self.peer, &self.worker, forwarding));
+        forwarding.body.begin_outgoing();
+        if let Some(replay) = forwarding.replay.as_ref().filter(|replay| !replay.bytes().is_empty()) {
+            queue_framed(upstream, Buf::from(replay.bytes().to_vec()), forwarding.outgoing);
+        }
+        if !forwarding.continued {
+            forwarding.continued = true;
+            if self.inlet.is_empty() {
+                self.stream.queue(Buf::from_static(b"HTTP/1.1 100 Continue\r\n\r\n"));
+                if self.stream.flush().await.is_err() {
+                    return Err(TryFault::unsent(Kind::Gone));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn judge_answer(&mut self, forwarding: &mut Forwarding<'_>, answered: &Answered) -> Decision {
+        let view = self.response_table.view(&answered.head);
+        let has_header = |name: &str| view.header(name.as_bytes()).is_some();
+        let attempt = self.attempt(forwarding, Sent::Maybe, false);
+        let outcome = policy::Outcome::Status { status: answered.status, has_header: &has_header };
+        let decision = policy::decide(forwarding.action.retry.as_deref(), &attempt, &outcome, &self.worker.chance);
+        within_budget(forwarding, decision)
+    }
+
+    fn judge_fault(&mut self, forwarding: &mut Forwarding<'_>, failed: &TryFault) -> Decision {
+        if failed.fault.kind.side() != Side::Upstream || failed.fault.kind == Kind::RouteTimeout {
+            return Decision::Pass;
+        }
+        let attempt = self.attempt(forwarding, failed.sent, failed.on_reused);
+        let outcome = policy::Outcome::Fault(&failed.fault);
+        let decision = policy::decide(forwarding.action.retry.as_deref(), &attempt, &outcome, &self.worker.chance);
+        within_budget(forwarding, decision)
+    }
+
+    fn attempt(&self, forwarding: &Forwarding<'_>, sent: Sent, on_reused: bool) -> Attempt {
+        let head = forwarding.matched.request.head;
+        Attempt {
+            tries_made: forwarding.tries,
+            sent,
+            on_reused,
+            replayed: forwarding.replayed,
+            idempotent: head.is_idempotent() || head.has_idempotency_key(),
+            body_replayable: head.body().is_empty() || forwarding.replay.as_ref().is_some_and(Replay::is_whole),
+            response_started: false,
+            deadline_left: self.deadlines.at(Kind::RouteTimeout).map(|at| at.saturating_duration_since(now())),
+            budget: forwarding.cluster.state.circuit.may_retry(&forwarding.cluster.config.limits),
+        }
+    }
+
+    fn count_retry(&self, forwarding: &Forwarding<'_>) {
+        forwarding.matched.cell.retries.add_one();
+        forwarding.cluster.cell.retries.add_one();
+    }
+
+    fn count_suppressed(&self, forwarding: &Forwarding<'_>, reason: SuppressReason) {
+        forwarding.matched.cell.retry_suppressed[reason as usize].add_one();
+        forwarding.cluster.cell.retry_suppressed[reason as usize].add_one();
+    }
+
+    /// Waits before the next try; `Some` when a deadline passed instead.
+    async fn wait_to_retry(&mut self, backoff: Duration) -> Option<Kind> {
+        if backoff.is_zero() {
+            return None;
+        }
+        let mut pause = pin!(sleep(backoff));
+        let deadlines = &mut self.deadlines;
+        poll_fn(|cx| {
+            if pause.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(None);
+            }
+            deadlines.poll_passed(cx).map(Some)
+        })
+        .await
+    }
+}
+
+/// A retry takes a place among the cluster's retries in flight; the last one may have gone since it was asked for.
+fn within_budget(forwarding: &mut Forwarding<'_>, decision: Decision) -> Decision {
+    if !matches!(decision, Decision::Retry { .. }) {
+        return decision;
+    }
+    forwarding.retrying = forwarding.cluster.state.circuit.try_retry(&forwarding.cluster.config.limits);
+    if forwarding.retrying.is_some() { decision } else { Decision::Suppressed(SuppressReason::Budget) }
+}
+
+/// Starts the route timeout once.
+struct RouteTiming<'a> {
+    action: &'a ForwardAction,
+    armed: bool,
+}
+
+impl RouteTiming<'_> {
+    fn arm(&mut self, deadlines: &mut super::deadline::Deadlines) {
+        if self.armed {
+            return;
+        }
+        self.armed = true;
+        deadlines.set(Kind::RequestTimeout, None);
+        if deadlines.at(Kind::RouteTimeout).is_none() {
+            deadlines.set(Kind::RouteTimeout, self.action.timeout.map(|span| now() + span));
+        }
+    }
+}
+
+/// What ended a try before its answer.
+enum Broke {
+    Downstream(BodyFault),
+    Gone,
+    Upstream(Kind),
+}
+
+impl Broke {
+    fn into_fault(self, connection: &Connection, on_reused: bool) -> TryFault {
+        let sent = if connection.sent_bytes() == 0 { Sent::Nothing } else { Sent::Maybe };
+        let kind = match self {
+            Self::Downstream(BodyFault::Malformed) => Kind::BadChunk,
+            Self::Downstream(BodyFault::Truncated) | Self::Gone => Kind::Gone,
+            Self::Upstream(kind) => kind,
+        };
+        let verdict = if sent == Sent::Nothing { Retry::Safe } else { kind.retry() };
+        TryFault { fault: Fault::new(kind).with_retry(verdict), sent, on_reused }
+    }
+}
+
+fn head_fault(fault: &HeadFault) -> Kind {
+    match fault {
+        HeadFault::Broken => Kind::ResponseReset,
+        HeadFault::Ended(_) => Kind::ResponseClosed,
+        HeadFault::Refused(kind) => *kind,
+    }
+}
+
+/// True when the client ended its connection while it waits for the answer. Bytes of a next request are kept.
+fn received_end(stream: &outrigger_reactor::TcpStream, pump: &mut Pump<'_>, cx: &mut std::task::Context<'_>) -> bool {
+    if !pump.input.is_empty() {
+        return false;
+    }
+    match stream.poll_recv(cx) {
+        Poll::Ready(Ok(bytes)) if bytes.is_empty() => true,
+        Poll::Ready(Ok(bytes)) => {
+            *pump.input = bytes;
+            false
+        }
+        Poll::Ready(Err(_)) => true,
+        Poll::Pending => false,
+    }
+}
+
+/// A refusal after part of a body was left unread ends the connection.
+fn close<'a>(answering: &Answering<'a>, forwarding: &Forwarding<'_>) -> Answering<'a> {
+    let whole = forwarding.body.is_done();
+    Answering { keep: whole && forwarding.matched.request.head.keep_alive() && answering.may_keep, ..*answering }
+}
+
+/// Whatever becomes of the connection after a refused or relayed request.
+pub(super) fn after(keep: bool) -> After {
+    if keep { After::Keep } else { After::Close }
+}

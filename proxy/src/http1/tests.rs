@@ -1,0 +1,202 @@
+//! Forwarding over real sockets on both drivers; the scenarios in `tests/` go deeper.
+
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use outrigger_reactor::{DriverKind, Options, Runtime, spawn};
+
+use crate::config::{
+    CircuitLimits, ClusterConfig, ClusterTarget, Direction, Discovery, EndpointConfig, EndpointSet, ForwardAction,
+    HeaderEdits, HttpConnectionConfig, ListenerConfig, LoadBalancing, PathMatch, Publisher, Resources, Route,
+    RouteAction, RouteMatch, RouteSource, RouteTable, Snapshot, VirtualHost,
+};
+use crate::stats::Registry;
+use crate::worker::{Shared, Worker};
+
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// Reads one message head, and the body that its Content-Length or chunks announce.
+fn read_message(socket: &mut TcpStream) -> String {
+    let mut bytes = Vec::new();
+    let mut one = [0];
+    let ends = |bytes: &[u8]| {
+        let text = String::from_utf8_lossy(bytes).to_lowercase();
+        let Some(head) = text.find("\r\n\r\n") else { return false };
+        if text.contains("transfer-encoding: chunked") {
+            return text.ends_with("\r\n0\r\n\r\n");
+        }
+        let length = text.split("content-length: ").nth(1).and_then(|rest| rest.split("\r\n").next()?.parse().ok());
+        text.len() >= head + 4 + length.unwrap_or(0)
+    };
+    while !ends(&bytes) {
+        match socket.read(&mut one) {
+            Ok(1) => bytes.push(one[0]),
+            Ok(_) => break,
+            Err(error) => panic!("{error} after {:?}", String::from_utf8_lossy(&bytes)),
+        }
+    }
+    String::from_utf8(bytes).unwrap()
+}
+
+fn route(prefix: &str, cluster: &str) -> Arc<Route> {
+    Arc::new(Route {
+        name: cluster.into(),
+        matches: RouteMatch {
+            path: PathMatch::Prefix(prefix.into()),
+            case_sensitive: true,
+            headers: Vec::new(),
+            query: Vec::new(),
+            fraction_ppm: 1_000_000,
+        },
+        action: RouteAction::Forward(ForwardAction {
+            target: ClusterTarget::One(cluster.into(), None),
+            cluster_not_found_status: 503,
+            timeout: Some(DEADLINE),
+            idle_timeout: None,
+            retry: None,
+            path_rewrite: None,
+            host_rewrite: None,
+        }),
+        rate_limit: None,
+        request_edits: HeaderEdits::default(),
+        response_edits: HeaderEdits::default(),
+    })
+}
+
+fn snapshot(upstream: SocketAddr) -> Snapshot {
+    let table = RouteTable {
+        name: "table".into(),
+        virtual_hosts: vec![VirtualHost {
+            name: "all".into(),
+            domains: vec!["*".into()],
+            routes: vec![route("/up", "up"), route("/gone", "gone")],
+            request_edits: HeaderEdits::default(),
+            response_edits: HeaderEdits::default(),
+            rate_limit: None,
+        }],
+        request_edits: HeaderEdits::default(),
+        response_edits: HeaderEdits::default(),
+        ignore_port_in_host: false,
+    };
+    let endpoint =
+        EndpointConfig { address: upstream, weight: 1, priority: 0, locality: "".into(), health: Default::default() };
+    let cluster = ClusterConfig {
+        name: "up".into(),
+        discovery: Discovery::Static(Arc::new(EndpointSet {
+            endpoints: vec![endpoint],
+            overprovisioning_percent: 140,
+        })),
+        connect_timeout: DEADLINE,
+        balancing: LoadBalancing::RoundRobin,
+        limits: CircuitLimits {
+            max_connections: 4,
+            max_pending_requests: 4,
+            max_requests: 4,
+            max_retries: 3,
+            retry_budget: None,
+        },
+        outlier: None,
+        panic_threshold_percent: 50,
+        idle_timeout: None,
+        max_requests_per_connection: None,
+        rate_limit: None,
+    };
+    let listener = ListenerConfig {
+        name: "in".into(),
+        addresses: vec![SocketAddr::from(([127, 0, 0, 1], 0))],
+        direction: Direction::Unspecified,
+        http: Arc::new(HttpConnectionConfig::new("in", RouteSource::Inline(Arc::new(table)))),
+    };
+    let mut resources = Resources::default();
+    resources.clusters.insert("up".into(), Arc::new(cluster));
+    resources.listeners.insert("in".into(), Arc::new(listener));
+    Snapshot::link(1, &resources).0
+}
+
+/// Runs `client` against a proxy in front of `upstream` on `driver`.
+fn with_proxy(driver: DriverKind, upstream: SocketAddr, client: impl FnOnce(SocketAddr) + Send + 'static) {
+    let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = socket.local_addr().unwrap();
+    let publisher = Publisher::new();
+    publisher.publish(Arc::new(snapshot(upstream)));
+    let mut runtime = Runtime::new(driver, &Options::default()).unwrap();
+    runtime.block_on(async {
+        let shared = Shared::new(Arc::<Registry>::default(), Instant::now());
+        let worker = Worker::new(shared, publisher.reader(), 7);
+        let listening = outrigger_reactor::TcpListener::from_std(socket).unwrap();
+        let _accepting = spawn(crate::listener::accept(Rc::clone(&worker), "in".into(), listening));
+        let (done, mut finished) = outrigger_reactor::mailbox();
+        let thread = std::thread::spawn(move || {
+            client(address);
+            assert!(done.send(()).is_ok());
+        });
+        assert_eq!(outrigger_reactor::timeout(DEADLINE * 2, finished.recv()).await, Ok(Some(())), "the client failed");
+        thread.join().unwrap();
+    });
+}
+
+fn connect(address: SocketAddr) -> TcpStream {
+    let socket = TcpStream::connect(address).unwrap();
+    socket.set_read_timeout(Some(DEADLINE)).unwrap();
+    socket
+}
+
+fn forwards_over_kept_connections(driver: DriverKind) {
+    let upstream = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = upstream.local_addr().unwrap();
+    let server = std::thread::spawn(move || {
+        let (mut socket, _) = upstream.accept().unwrap();
+        socket.set_read_timeout(Some(DEADLINE)).unwrap();
+        let mut seen = Vec::new();
+        for answer in [
+            "HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello",
+            "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n4\r\ndefg\r\n0\r\n\r\n",
+        ] {
+            seen.push(read_message(&mut socket));
+            socket.write_all(answer.as_bytes()).unwrap();
+        }
+        seen
+    });
+    with_proxy(driver, address, |proxy| {
+        let mut socket = connect(proxy);
+        socket.write_all(b"GET /up?q=1 HTTP/1.1\r\nHost: shop\r\nConnection: x\r\nX: drop me\r\n\r\n").unwrap();
+        let answer = read_message(&mut socket);
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.ends_with("\r\n\r\nhello"), "{answer}");
+        socket
+            .write_all(b"POST /up HTTP/1.1\r\nHost: shop\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n")
+            .unwrap();
+        let answer = read_message(&mut socket);
+        let body = answer.split("\r\n\r\n").nth(1).unwrap();
+        assert!(body.contains("abc") && body.contains("defg") && answer.ends_with("0\r\n\r\n"), "{answer}");
+        socket.write_all(b"GET /gone HTTP/1.1\r\nHost: shop\r\n\r\n").unwrap();
+        let answer = read_message(&mut socket);
+        assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+        assert!(
+            answer.contains(
+                "outrigger-fault: side=local; stage=route; kind=no-cluster; cluster=gone; retry=safe; epoch=1"
+            ),
+            "{answer}"
+        );
+        socket.write_all(b"GET /nowhere HTTP/1.1\r\nHost: shop\r\n\r\n").unwrap();
+        assert!(read_message(&mut socket).starts_with("HTTP/1.1 404 "));
+        socket.write_all(b"BAD\r\n\r\n").unwrap();
+        assert!(read_message(&mut socket).starts_with("HTTP/1.1 400 "));
+        assert_eq!(socket.read(&mut [0]).unwrap(), 0);
+    });
+    let seen = server.join().unwrap();
+    assert!(seen[0].starts_with("GET /up?q=1 HTTP/1.1\r\n") && !seen[0].contains("drop me"), "{}", seen[0]);
+    assert!(seen[1].ends_with("2\r\nhi\r\n0\r\n\r\n"), "{}", seen[1]);
+}
+
+#[test]
+fn forwards_over_kept_connections_on_epoll() {
+    forwards_over_kept_connections(DriverKind::Epoll);
+}
+
+#[test]
+fn forwards_over_kept_connections_on_uring() {
+    forwards_over_kept_connections(DriverKind::Uring);
+}

@@ -1,0 +1,176 @@
+//! Binding, and following snapshots.
+
+use std::collections::BTreeMap;
+use std::io::{self, ErrorKind};
+use std::net::{SocketAddr, TcpListener};
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::config::{ListenerName, Snapshot};
+
+/// Connections that the kernel queues before they are accepted.
+const BACKLOG: i32 = 4096;
+
+/// The bound sockets of this process.
+#[derive(Debug, Default)]
+pub struct Sockets {
+    bound: BTreeMap<(ListenerName, SocketAddr), TcpListener>,
+}
+
+/// One step from one snapshot's sockets to the next's.
+#[derive(Debug)]
+pub enum Change {
+    /// A worker is to accept from this duplicate of the socket.
+    Listen {
+        /// Whose it is.
+        listener: ListenerName,
+        /// The configured address: the key to end it by.
+        configured: SocketAddr,
+    },
+    /// Workers are to stop accepting from it.
+    Unlisten {
+        /// Whose it was.
+        listener: ListenerName,
+        /// The configured address.
+        configured: SocketAddr,
+    },
+}
+
+/// An address that could not be bound.
+#[derive(Debug, thiserror::Error)]
+#[error("listener \"{listener}\": cannot bind {address}: {cause}; {remedy}")]
+pub struct BindError {
+    /// Whose address it is.
+    pub listener: ListenerName,
+    /// The address.
+    pub address: SocketAddr,
+    /// What the system said.
+    pub cause: io::Error,
+    /// What to do.
+    pub remedy: &'static str,
+}
+
+impl Sockets {
+    /// Binds what `snapshot` has and this has not, forgets what it no longer has. Addresses that cannot be bound are
+    /// returned; calling again tries them again.
+    pub fn follow(&mut self, snapshot: &Snapshot) -> (Vec<Change>, Vec<BindError>) {
+        let mut changes = Vec::new();
+        let mut errors = Vec::new();
+        self.bound.retain(|(listener, configured), _| {
+            let stays = snapshot.listener(listener.as_str()).is_some_and(|l| l.addresses.contains(configured));
+            if !stays {
+                changes.push(Change::Unlisten { listener: listener.clone(), configured: *configured });
+            }
+            stays
+        });
+        for listener in snapshot.listeners() {
+            for &configured in &listener.addresses {
+                let key = (listener.name.clone(), configured);
+                if self.bound.contains_key(&key) {
+                    continue;
+                }
+                match bind(configured) {
+                    Ok(socket) => {
+                        self.bound.insert(key, socket);
+                        changes.push(Change::Listen { listener: listener.name.clone(), configured });
+                    }
+                    Err(cause) => errors.push(BindError {
+                        listener: listener.name.clone(),
+                        address: configured,
+                        remedy: remedy(&cause),
+                        cause,
+                    }),
+                }
+            }
+        }
+        (changes, errors)
+    }
+
+    /// A duplicate of a bound socket, for one worker.
+    pub fn duplicate(&self, listener: &ListenerName, configured: SocketAddr) -> Option<io::Result<TcpListener>> {
+        self.bound.get(&(listener.clone(), configured)).map(TcpListener::try_clone)
+    }
+
+    /// Name and actual address of everything bound (a configured port 0 shows the port it got).
+    pub fn addresses(&self) -> Vec<(ListenerName, SocketAddr)> {
+        self.bound.iter().filter_map(|((name, _), socket)| Some((name.clone(), socket.local_addr().ok()?))).collect()
+    }
+
+    /// Closes everything.
+    pub fn close(&mut self) -> Vec<Change> {
+        std::mem::take(&mut self.bound)
+            .into_keys()
+            .map(|(listener, configured)| Change::Unlisten { listener, configured })
+            .collect()
+    }
+}
+
+/// Binds without SO_REUSEPORT: a second proxy on the same address must fail, not share the traffic in silence.
+fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(!address.ip().is_unspecified())?;
+    }
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket.into())
+}
+
+fn remedy(cause: &io::Error) -> &'static str {
+    match cause.kind() {
+        ErrorKind::AddrInUse => "another process holds the port: stop it or choose another port_value",
+        ErrorKind::PermissionDenied => "ports below 1024 need CAP_NET_BIND_SERVICE: choose a higher port_value",
+        ErrorKind::AddrNotAvailable => {
+            "no interface of this machine has the address: choose 0.0.0.0, [::] or one it has"
+        }
+        _ => "check the address",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Direction, HttpConnectionConfig, ListenerConfig, Resources, RouteSource};
+    use std::sync::Arc;
+
+    fn snapshot(listeners: &[(&str, SocketAddr)]) -> Snapshot {
+        let mut resources = Resources::default();
+        for (name, address) in listeners {
+            let config = ListenerConfig {
+                name: (*name).into(),
+                addresses: vec![*address],
+                direction: Direction::Unspecified,
+                http: Arc::new(HttpConnectionConfig::new("test", RouteSource::Named("r".into()))),
+            };
+            resources.listeners.insert((*name).into(), Arc::new(config));
+        }
+        Snapshot::link(1, &resources).0
+    }
+
+    #[test]
+    fn what_stays_is_not_bound_anew_and_what_leaves_is_closed() {
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let mut sockets = Sockets::default();
+        let (changes, errors) = sockets.follow(&snapshot(&[("a", any)]));
+        assert!(errors.is_empty() && matches!(changes[..], [Change::Listen { .. }]));
+        let bound = sockets.addresses();
+        assert!(sockets.follow(&snapshot(&[("a", any)])).0.is_empty());
+        assert_eq!(sockets.addresses(), bound);
+        let (changes, _) = sockets.follow(&snapshot(&[]));
+        assert!(matches!(changes[..], [Change::Unlisten { .. }]));
+    }
+
+    #[test]
+    fn a_port_in_use_is_named_with_its_remedy() {
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = taken.local_addr().unwrap();
+        let (_, errors) = Sockets::default().follow(&snapshot(&[("front", address)]));
+        let text = errors[0].to_string();
+        assert!(
+            text.contains("\"front\"") && text.contains(&address.to_string()) && text.contains("another process"),
+            "{text}"
+        );
+    }
+}

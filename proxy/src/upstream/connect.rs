@@ -1,0 +1,44 @@
+//! Opening a connection within its time.
+
+use std::io::ErrorKind;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use outrigger_reactor::{Elapsed, TcpStream, timeout};
+
+use super::{Connection, Endpoint, Slot};
+use crate::stats::ClusterCell;
+
+/// Why no connection came to be. In every case no byte of a request was sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConnectFault {
+    /// Nobody listens there.
+    Refused,
+    /// The connect timeout ran out.
+    Timeout,
+    /// The network or this machine would not have it: no route, no descriptors, no ports.
+    Unreachable,
+}
+
+/// Connects to `endpoint` within `limit`. `slot` is held as long as the connection lives.
+/// Cancel: the attempt is given up and its socket closed.
+pub async fn connect(
+    endpoint: &Rc<Endpoint>,
+    slot: Slot,
+    cell: Arc<ClusterCell>,
+    limit: Duration,
+) -> Result<Connection, ConnectFault> {
+    cell.connects.add_one();
+    let fault = match timeout(limit, TcpStream::connect(endpoint.address)).await {
+        Ok(Ok(stream)) => return Ok(Connection::new(endpoint.clone(), stream, slot, cell)),
+        Ok(Err(error)) if error.kind() == ErrorKind::ConnectionRefused => ConnectFault::Refused,
+        Ok(Err(error)) if error.kind() == ErrorKind::TimedOut => ConnectFault::Timeout,
+        Ok(Err(_)) => ConnectFault::Unreachable,
+        Err(Elapsed) => ConnectFault::Timeout,
+    };
+    cell.connect_failures.add_one();
+    endpoint.cell.connect_failures.fetch_add(1, Ordering::Relaxed);
+    Err(fault)
+}

@@ -1,0 +1,197 @@
+//! One cluster on one worker: picking, connecting, judging.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use outrigger_reactor::now;
+
+use super::{ClusterState, Worker};
+use crate::balance::{Balancer, Ejected, Live, Pick, Record, Ruling, Seen};
+use crate::chance::Chance;
+use crate::config::{ClusterConfig, EndpointSet};
+use crate::fault::Kind;
+use crate::policy::TokenBucket;
+use crate::stats::{ClusterCell, EndpointCell};
+use crate::upstream::{ConnectFault, Connection, Endpoint, Reuse, Slots, connect};
+
+/// A cluster as one worker runs it.
+#[derive(Debug)]
+pub struct Cluster {
+    /// Its settings.
+    pub config: Arc<ClusterConfig>,
+    /// This worker's counters.
+    pub cell: Arc<ClusterCell>,
+    /// What all workers share of it.
+    pub state: Arc<ClusterState>,
+    pub(super) set: Arc<EndpointSet>,
+    name: Arc<str>,
+    endpoints: Vec<Rc<Endpoint>>,
+    /// What outlier detection knows of each endpoint.
+    records: Vec<Option<Arc<Record>>>,
+    balancer: RefCell<Balancer>,
+    slots: Slots,
+    bucket: Option<Arc<TokenBucket>>,
+}
+
+/// Why no connection could be had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OpenFault {
+    /// The connect failed.
+    Connect(ConnectFault),
+    /// `max_pending_requests` others wait already.
+    TooManyPending,
+}
+
+/// Counts a try against its endpoint while it lives.
+#[derive(Debug)]
+pub struct InFlight(Arc<EndpointCell>);
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.active.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Cluster {
+    pub(super) fn new(config: Arc<ClusterConfig>, set: Arc<EndpointSet>, worker: &Worker) -> Self {
+        let state = worker.shared.cluster(&config.name);
+        let name: Arc<str> = config.name.as_str().into();
+        let endpoints = set.endpoints.iter().map(|one| worker.endpoint(&config.name, one.address)).collect();
+        let records = set.endpoints.iter().map(|one| state.ejector.record(one.address)).collect();
+        let balancer = Balancer::new(config.balancing, &set, config.panic_threshold_percent);
+        let bucket = config.rate_limit.as_ref().map(|limit| {
+            let now_ns = worker.shared.since_start_ns(now());
+            worker.shared.buckets.bucket(limit, now_ns)
+        });
+        Self {
+            cell: worker.cluster_cell(&name),
+            slots: worker.slots(&config.name, &state),
+            name,
+            endpoints,
+            records,
+            balancer: RefCell::new(balancer),
+            bucket,
+            state,
+            set,
+            config,
+        }
+    }
+
+    /// Its name, for faults and counters.
+    pub fn name(&self) -> &Arc<str> {
+        &self.name
+    }
+
+    /// The bucket of its rate limit.
+    pub fn bucket(&self) -> Option<&Arc<TokenBucket>> {
+        self.bucket.as_ref()
+    }
+
+    /// Chooses an endpoint: none of `tried` while others are left.
+    pub fn pick(&self, tried: &[usize], chance: &Chance) -> Option<Pick> {
+        let generation = self.state.ejector.generation();
+        let pick = self.balancer.borrow_mut().pick(self, generation, tried, chance)?;
+        if pick.panic {
+            self.cell.panic_picks.add_one();
+        }
+        Some(pick)
+    }
+
+    /// Counts a try against an endpoint.
+    pub fn in_flight(&self, endpoint: usize) -> Option<InFlight> {
+        let cell = &self.endpoints.get(endpoint)?.cell;
+        cell.active.fetch_add(1, Ordering::Relaxed);
+        cell.requests.fetch_add(1, Ordering::Relaxed);
+        Some(InFlight(cell.clone()))
+    }
+
+    /// A pooled connection.
+    pub fn checkout(&self, endpoint: usize) -> Option<Connection> {
+        self.endpoints.get(endpoint)?.checkout(now(), self.reuse())
+    }
+
+    /// A new connection, or one that became idle while this waited for a place.
+    /// Cancel: the place in line or the half-open connection is given up.
+    pub async fn open(&self, index: usize) -> Result<Connection, OpenFault> {
+        let limits = &self.config.limits;
+        let pending = self.state.circuit.try_pending(limits);
+        let _pending = pending.ok_or(OpenFault::TooManyPending)?;
+        let unreachable = OpenFault::Connect(ConnectFault::Unreachable);
+        let endpoint = self.endpoints.get(index).ok_or(unreachable)?;
+        loop {
+            if let Some(slot) = self.slots.try_take(limits.max_connections) {
+                let connected = connect(endpoint, slot, self.cell.clone(), self.config.connect_timeout).await;
+                return connected.map_err(OpenFault::Connect);
+            }
+            // Idle connections to other endpoints give way to the one that is wanted.
+            if self.endpoints.iter().any(|other| other.close_one()) {
+                continue;
+            }
+            self.slots.turn().await;
+            if let Some(connection) = endpoint.checkout(now(), self.reuse()) {
+                return Ok(connection);
+            }
+        }
+    }
+
+    /// Puts a connection back for the next request.
+    pub fn give_back(&self, connection: Connection) {
+        connection.give_back(now(), self.reuse());
+    }
+
+    fn reuse(&self) -> Reuse {
+        Reuse { idle_timeout: self.config.idle_timeout, max_requests: self.config.max_requests_per_connection }
+    }
+
+    /// An endpoint answered.
+    pub fn answered(&self, endpoint: usize, status: u16, worker: &Worker) {
+        self.cell.by_class[usize::from(status / 100).min(5)].add_one();
+        let Some(cell) = self.endpoints.get(endpoint).map(|endpoint| &endpoint.cell) else { return };
+        let counter = if status < 500 { &cell.successes } else { &cell.failures };
+        counter.fetch_add(1, Ordering::Relaxed);
+        self.judge(endpoint, Seen::Answered(status), worker);
+    }
+
+    /// A try failed. What was our own doing, or the client's, says nothing about the endpoint.
+    pub fn failed(&self, endpoint: usize, kind: Kind, worker: &Worker) {
+        self.cell.faults.add_one(kind);
+        let Some(seen) = Seen::of_fault(kind) else { return };
+        if let Some(endpoint) = self.endpoints.get(endpoint) {
+            endpoint.cell.failures.fetch_add(1, Ordering::Relaxed);
+        }
+        self.judge(endpoint, seen, worker);
+    }
+
+    fn judge(&self, endpoint: usize, seen: Seen, worker: &Worker) {
+        let Some(config) = &self.config.outlier else { return };
+        let Some(Some(record)) = self.records.get(endpoint) else { return };
+        let ruling = Ruling { config, now_ns: worker.shared.since_start_ns(now()), chance: &worker.chance };
+        if let Some(ejected) = self.state.ejector.on_result(record, seen, &ruling) {
+            self.show_ejected(endpoint, &ejected, ruling.now_ns);
+        }
+    }
+
+    fn show_ejected(&self, endpoint: usize, ejected: &Ejected, now_ns: u64) {
+        if let Some(endpoint) = self.endpoints.get(endpoint) {
+            endpoint.cell.ejected_until_ms.store(ejected.until_ns / 1_000_000, Ordering::Relaxed);
+            endpoint.cell.ejections.fetch_add(1, Ordering::Relaxed);
+            endpoint.cell.ejected.store(true, Ordering::Relaxed);
+        }
+        let span = Duration::from_nanos(ejected.until_ns.saturating_sub(now_ns));
+        let cause = ejected.cause.label();
+        tracing::warn!(cluster = %self.name, address = %ejected.address, cause, times = ejected.times, ?span, "endpoint ejected");
+    }
+}
+
+impl Live for Cluster {
+    fn is_up(&self, index: usize) -> bool {
+        self.records.get(index).is_some_and(|record| record.as_ref().is_none_or(|record| !record.is_ejected()))
+    }
+
+    fn active(&self, index: usize) -> u32 {
+        self.endpoints.get(index).map_or(0, |endpoint| endpoint.cell.active.load(Ordering::Relaxed))
+    }
+}

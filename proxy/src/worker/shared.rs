@@ -1,0 +1,117 @@
+//! What all workers and the control thread share.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::balance::Ejector;
+use crate::config::{ClusterName, Snapshot};
+use crate::policy::{Buckets, CircuitState};
+use crate::stats::Registry;
+
+/// Counters, token buckets and the live state of clusters.
+#[derive(Debug)]
+pub struct Shared {
+    /// Every count of the process.
+    pub registry: Arc<Registry>,
+    /// Token buckets by rule.
+    pub buckets: Buckets,
+    /// When the process began, by the monotonic clock.
+    pub started: Instant,
+    /// The same moment by the wall clock, since the Unix epoch.
+    pub started_at: Duration,
+    clusters: Mutex<HashMap<ClusterName, Arc<ClusterState>>>,
+}
+
+/// Live state of a cluster; outlives every snapshot that has the cluster.
+#[derive(Debug, Default)]
+pub struct ClusterState {
+    /// Requests, waiting requests and retries in flight.
+    pub circuit: Arc<CircuitState>,
+    /// Outlier detection.
+    pub ejector: Ejector,
+    /// Connections open.
+    pub open: Arc<AtomicU32>,
+    next_sweep_ns: AtomicU64,
+}
+
+impl Shared {
+    /// The state of a process that begins now.
+    pub fn new(registry: Arc<Registry>, started: Instant) -> Arc<Self> {
+        Arc::new(Self {
+            registry,
+            buckets: Buckets::default(),
+            started,
+            started_at: super::wall_clock(),
+            clusters: Mutex::default(),
+        })
+    }
+
+    /// Nanoseconds from the start of the process to `now`.
+    pub fn since_start_ns(&self, now: Instant) -> u64 {
+        u64::try_from(now.saturating_duration_since(self.started).as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    /// The live state of a cluster.
+    pub fn cluster(&self, name: &ClusterName) -> Arc<ClusterState> {
+        lock(&self.clusters).entry(name.clone()).or_default().clone()
+    }
+
+    /// Forgets what `snapshot` no longer has: clusters, endpoints, ejections, buckets.
+    pub fn follow(&self, snapshot: &Snapshot) {
+        lock(&self.clusters).retain(|name, _| snapshot.cluster_index(name.as_str()).is_some());
+        self.registry.retain_clusters(|name| snapshot.cluster_index(name).is_some());
+        self.registry.retain_endpoints(|cluster, address| {
+            let index = snapshot.cluster_index(cluster);
+            index
+                .and_then(|index| snapshot.cluster(index))
+                .is_some_and(|(_, set)| set.endpoints.iter().any(|endpoint| endpoint.address == address))
+        });
+        for (config, set) in snapshot.clusters() {
+            if config.outlier.is_some() {
+                self.cluster(&config.name).ejector.set_members(set.endpoints.iter().map(|endpoint| endpoint.address));
+            }
+        }
+        let mut limits = HashSet::new();
+        snapshot.each_rate_limit(&mut |limit| {
+            limits.insert((limit.rule.clone(), limit.bucket));
+        });
+        self.buckets.retain(|rule, bucket| limits.contains(&(Arc::from(rule), *bucket)));
+    }
+
+    /// Brings ejected endpoints back whose time is over. To be called a few times a second.
+    pub fn sweep(&self, snapshot: &Snapshot, now: Instant) {
+        let now_ns = self.since_start_ns(now);
+        for (config, _) in snapshot.clusters() {
+            let Some(state) = lock(&self.clusters).get(&config.name).cloned() else { continue };
+            let interval = config.outlier.map_or(Duration::from_secs(1), |knobs| knobs.interval);
+            if !state.is_due(now_ns, interval) {
+                continue;
+            }
+            let name: Arc<str> = config.name.as_str().into();
+            for address in state.ejector.sweep(config.outlier.as_ref(), now_ns) {
+                let cell = self.registry.endpoint(&name, address);
+                cell.ejected.store(false, Ordering::Relaxed);
+                cell.ejected_until_ms.store(0, Ordering::Relaxed);
+                tracing::info!(cluster = %config.name, %address, "endpoint returned from ejection");
+            }
+        }
+    }
+}
+
+impl ClusterState {
+    fn is_due(&self, now_ns: u64, interval: Duration) -> bool {
+        if now_ns < self.next_sweep_ns.load(Ordering::Relaxed) {
+            return false;
+        }
+        let interval = u64::try_from(interval.as_nanos()).unwrap_or(u64::MAX);
+        self.next_sweep_ns.store(now_ns.saturating_add(interval), Ordering::Relaxed);
+        true
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // The values behind these locks are whole between any two statements: a panic elsewhere does not break them.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
