@@ -1,0 +1,24 @@
+//! Purpose: where the built binaries are: in `OUTRIGGER_BIN_DIR`, else beside the running executable.
+//!
+//! Errors: a binary that is not there names the command that builds it; a scenario never skips itself.
+
+use std::env;
+use std::io;
+use std::path::PathBuf;
+
+/// The path of a built binary of this workspace.
+pub fn find(name: &str) -> io::Result<PathBuf> {
+    let folders = match env::var_os("OUTRIGGER_BIN_DIR") {
+        Some(folder) => vec![PathBuf::from(folder)],
+        None => {
+            let own = env::current_exe()?;
+            own.ancestors().skip(1).take(2).map(PathBuf::from).collect()
+        }
+    };
+    folders.iter().map(|folder| folder.join(name)).find(|path| path.is_file()).ok_or_else(|| {
+        io::Error::new(
+            io::ErrorKind::NotFound,
+            format!("{name} is not built: run `cargo build --workspace --bins`, or set OUTRIGGER_BIN_DIR"),
+        )
+    })
+}
