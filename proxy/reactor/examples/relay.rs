@@ -3,22 +3,34 @@
 //! It is the floor that a proxy on this crate can reach; the measurements in the design were made with relays like it.
 #![allow(clippy::print_stderr, reason = "a program for the terminal")]
 
+use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::rc::Rc;
+use std::task::Poll;
 
 use outrigger_reactor::{DriverKind, Options, Runtime, TcpListener, TcpStream, spawn};
 
-/// Moves bytes one way until FIN, which is passed on.
+/// Bytes gathered before a flush.
+const GATHER_BYTES: usize = 64 * 1024;
+
+/// Moves bytes one way until FIN, which is passed on. What is there already leaves in one gathered send.
 async fn pump(from: Rc<TcpStream>, to: Rc<TcpStream>) -> io::Result<()> {
     loop {
-        let bytes = from.recv().await?;
-        if bytes.is_empty() {
+        let first = from.recv().await?;
+        let mut is_end = first.is_empty();
+        to.queue(first);
+        while !is_end && to.queued_bytes() < GATHER_BYTES {
+            let Poll::Ready(more) = poll_fn(|cx| Poll::Ready(from.poll_recv(cx))).await else { break };
+            let more = more?;
+            is_end = more.is_empty();
+            to.queue(more);
+        }
+        to.flush().await?;
+        if is_end {
             return to.shutdown_write();
         }
-        to.queue(bytes);
-        to.flush().await?;
     }
 }
 

@@ -152,6 +152,7 @@ pub(crate) struct BufferRing {
     lent: Vec<Option<Rc<Block>>>,
     published: usize,
     target: usize,
+    is_too_narrow: bool,
     pool: Rc<Pool>,
 }
 
@@ -183,7 +184,8 @@ impl BufferRing {
             tail: 0,
             lent: vec![None; pool.limit()],
             published: 0,
-            target: PUBLISHED_AT_REST.min(pool.limit()),
+            target: PUBLISHED_AT_REST.min(pool.resting),
+            is_too_narrow: false,
             pool,
         })
     }
@@ -200,20 +202,22 @@ impl BufferRing {
         self.published
     }
 
-    /// The kernel found the ring empty: publish more from now on.
+    /// The kernel found the ring empty: publish more from the next fill on.
     pub(crate) fn widen(&mut self) {
-        if self.published == 0 {
-            self.target = (self.target * 2).min(self.pool.limit());
-        }
+        self.is_too_narrow |= self.published == 0;
     }
 
     /// A long time passed: publish fewer from now on.
     pub(crate) fn narrow(&mut self) {
-        self.target = (self.target * 3 / 4).max(PUBLISHED_AT_REST).min(self.pool.limit());
+        self.target = (self.target * 3 / 4).max(PUBLISHED_AT_REST.min(self.pool.resting));
     }
 
     /// Publishes blocks up to the target, hottest first.
     pub(crate) fn fill(&mut self) {
+        if mem::take(&mut self.is_too_narrow) {
+            // Once a turn, however many streams found nothing; and no more than a cache holds.
+            self.target = (self.target * 2).min(self.pool.resting);
+        }
         if self.published >= self.target {
             return;
         }

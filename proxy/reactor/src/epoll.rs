@@ -22,10 +22,10 @@ use std::time::Duration;
 
 use socket2::SockAddr;
 
-use crate::buffers::{Buf, Pool};
+use crate::buffers::{Block, Buf, Pool};
 use crate::driver::{WakeEvent, owned};
 use crate::meters::Meters;
-use crate::socket::{End, GATHER, SendSide, Socket, Step};
+use crate::socket::{AHEAD_BLOCKS, End, GATHER, SendSide, Socket, Step};
 
 const EVENTS_PER_TURN: usize = 256;
 const WAKE_TOKEN: u64 = u64::MAX;
@@ -175,41 +175,45 @@ impl Epoll {
         if !recv.is_readable {
             return Step::Wait;
         }
-        let Some(block) = self.pool.take() else {
+        // A full read foretells another: the next one takes several blocks in one call.
+        let wanted = if recv.is_bulk { AHEAD_BLOCKS } else { 1 };
+        let mut blocks: [Option<Rc<Block>>; AHEAD_BLOCKS] = [const { None }; AHEAD_BLOCKS];
+        for place in &mut blocks[..wanted] {
+            *place = self.pool.take();
+        }
+        if blocks[0].is_none() {
             self.meters.buffer_exhausted.add(1);
             if !self.starved.iter().any(|other| Rc::ptr_eq(other, socket)) {
                 self.starved.push_back(socket.clone());
             }
             return Step::Wait;
-        };
-        loop {
-            self.meters.syscalls.add(1);
-            // SAFETY: the block's only owner is this function, and its `len` bytes stay allocated through the call.
-            let count = unsafe { libc::recv(socket.raw(), block.start().cast(), block.len(), 0) };
-            if count > 0 {
-                let count = count as usize;
-                if count < block.len() && !recv.is_hung_up {
-                    recv.is_readable = false;
-                }
-                self.meters.recv_bytes.add(count as u64);
-                recv.queue.push_back(Buf::pooled(block, count));
-                return Step::Moved;
-            }
-            let errno = if count == 0 { 0 } else { last_errno() };
-            if errno == libc::EINTR {
+        }
+        self.meters.syscalls.add(1);
+        let received = recv_into(socket, &blocks);
+        let mut left = *received.as_ref().unwrap_or(&0);
+        for block in blocks.into_iter().flatten() {
+            if left == 0 {
+                self.pool.give(block);
                 continue;
             }
-            self.pool.give(block);
-            recv.end = match errno {
-                libc::EAGAIN => {
-                    recv.is_readable = false;
-                    return Step::Wait;
-                }
-                0 => Some(End::Fin),
-                _ => Some(End::Errno(errno)),
-            };
-            return Step::Moved;
+            let filled = left.min(block.len());
+            left -= filled;
+            recv.is_bulk = filled == block.len();
+            recv.queue.push_back(Buf::pooled(block, filled));
         }
+        match received {
+            Ok(0) => recv.end = Some(End::Fin),
+            Ok(count) => {
+                self.meters.recv_bytes.add(count as u64);
+                recv.is_readable = recv.is_bulk || recv.is_hung_up;
+            }
+            Err(libc::EAGAIN) => {
+                recv.is_readable = false;
+                return Step::Wait;
+            }
+            Err(errno) => recv.end = Some(End::Errno(errno)),
+        }
+        Step::Moved
     }
 
     pub(crate) fn look(&mut self, socket: &Rc<Socket>) -> Step {
@@ -359,6 +363,33 @@ pub(crate) fn accept_now(socket: &Socket) -> io::Result<(OwnedFd, SocketAddr)> {
         unsafe { SockAddr::try_init(|address, len| owned(libc::accept4(socket.raw(), address.cast(), len, flags)))? };
     let peer = address.as_socket().ok_or_else(|| io::Error::from_raw_os_error(libc::ECONNABORTED))?;
     Ok((fd, peer))
+}
+
+/// Fills blocks in order: bytes, 0 for FIN, or the error.
+fn recv_into(socket: &Socket, blocks: &[Option<Rc<Block>>]) -> Result<usize, i32> {
+    let mut slices = [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; AHEAD_BLOCKS];
+    let mut count = 0;
+    for (slice, block) in slices.iter_mut().zip(blocks.iter().flatten()) {
+        *slice = libc::iovec { iov_base: block.start().cast(), iov_len: block.len() };
+        count += 1;
+    }
+    loop {
+        // SAFETY: the slices are whole blocks, just taken from the pool: allocated through the call and seen by nobody else.
+        let received = unsafe {
+            if count == 1 {
+                libc::recv(socket.raw(), slices[0].iov_base, slices[0].iov_len, 0)
+            } else {
+                libc::readv(socket.raw(), slices.as_ptr(), count)
+            }
+        };
+        match received {
+            0.. => return Ok(received as usize),
+            _ => match last_errno() {
+                libc::EINTR => {}
+                errno => return Err(errno),
+            },
+        }
+    }
 }
 
 /// One gathered send from the front of the queue.

@@ -160,6 +160,8 @@ pub(crate) struct RecvSide {
     pub(crate) arm: Arm,
     /// Epoll: the kernel may have something. Begins true, so that the first look needs no event.
     pub(crate) is_readable: bool,
+    /// Epoll: the last receive filled all it was given.
+    pub(crate) is_bulk: bool,
     /// Epoll: FIN or an error is known to follow, so a short read does not mean "empty".
     pub(crate) is_hung_up: bool,
 }
