@@ -3,6 +3,7 @@
 //! The rooms and the arrows between them are in `docs/ARCHITECTURE.md`.
 
 pub mod admin;
+pub mod app;
 pub mod balance;
 pub mod bootstrap;
 pub mod chance;

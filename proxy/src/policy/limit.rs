@@ -124,6 +124,14 @@ impl Buckets {
         bucket
     }
 
+    /// Visits every bucket with its rule, sorted by rule.
+    pub fn each(&self, mut visit: impl FnMut(&str, &TokenBucket)) {
+        let by_rule = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut rules: Vec<_> = by_rule.iter().collect();
+        rules.sort_unstable_by_key(|(rule, _)| *rule);
+        rules.into_iter().for_each(|(rule, buckets)| buckets.iter().for_each(|bucket| visit(rule, bucket)));
+    }
+
     /// Forgets the buckets that `keep` denies.
     pub fn retain(&self, mut keep: impl FnMut(&str, &TokenBucketConfig) -> bool) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|rule, buckets| {

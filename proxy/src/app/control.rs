@@ -1,0 +1,291 @@
+//! The control thread.
+
+use std::cell::{Cell, RefCell};
+use std::future::pending;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use outrigger_reactor::Probe;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use super::Failure;
+use super::glue::{self, Health, Phase};
+use super::log::LogLevel;
+use super::thread::{Command, Seed, WorkerThread};
+use crate::admin;
+use crate::bootstrap::{Bootstrap, Settings};
+use crate::config::{Publisher, Snapshot};
+use crate::listener::{BindError, Change, Sockets};
+use crate::observe::EpochLog;
+use crate::stats::Registry;
+use crate::worker::Shared;
+use crate::xds::{self, XdsStatus};
+
+/// Time between two looks at ejected endpoints and at a drain's progress.
+const TICK: Duration = Duration::from_millis(100);
+/// Ticks between two attempts to bind what could not be bound.
+const REBIND_TICKS: u32 = 10;
+
+/// What the control thread works with.
+pub(super) struct Control {
+    pub(super) publisher: Publisher,
+    pub(super) shared: Arc<Shared>,
+    pub(super) epochs: Arc<EpochLog>,
+    pub(super) workers: Arc<Vec<WorkerThread>>,
+    pub(super) phase: Arc<watch::Sender<Phase>>,
+    pub(super) health: Arc<Mutex<Health>>,
+    pub(super) status: Arc<XdsStatus>,
+    pub(super) log: Arc<LogLevel>,
+    pub(super) bootstrap: Arc<Bootstrap>,
+    sockets: RefCell<Sockets>,
+    unbound: RefCell<Vec<BindError>>,
+    announced: Cell<bool>,
+    admin: Option<SocketAddr>,
+    driver: &'static str,
+}
+
+/// Runs the proxy to its end.
+pub fn run(settings: &Settings, bootstrap: Bootstrap, probe: Probe, log: LogLevel) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::Broke(format!("cannot start the control thread: {error}")))?;
+    runtime.block_on(control(settings, Arc::new(bootstrap), probe, Arc::new(log)))
+}
+
+async fn control(
+    settings: &Settings,
+    bootstrap: Arc<Bootstrap>,
+    probe: Probe,
+    log: Arc<LogLevel>,
+) -> Result<(), Failure> {
+    let admin_socket = match bootstrap.admin {
+        None => None,
+        Some(address) => Some(tokio::net::TcpListener::bind(address).await.map_err(|error| {
+            Failure::Refused(format!(
+                "admin: cannot bind {address}: {error}; choose another admin.address, or stop what holds the port"
+            ))
+        })?),
+    };
+    let started = Instant::now();
+    let shared = Shared::new(Arc::<Registry>::default(), started);
+    let publisher = Publisher::new();
+    let workers = Arc::new(start_workers(settings, &probe, &shared, &publisher)?);
+    let (phase, phases) = watch::channel(Phase::Starting);
+    let status = Arc::<XdsStatus>::default();
+    let control = Rc::new(Control {
+        publisher,
+        shared,
+        epochs: Arc::default(),
+        workers,
+        phase: Arc::new(phase),
+        health: Arc::default(),
+        status: status.clone(),
+        log,
+        sockets: RefCell::default(),
+        unbound: RefCell::default(),
+        announced: Cell::new(false),
+        admin: admin_socket.as_ref().and_then(|socket| socket.local_addr().ok()),
+        driver: probe.driver.as_str(),
+        bootstrap: bootstrap.clone(),
+    });
+    let failed = Rc::new(RefCell::new(None));
+    let publishing = (control.clone(), failed.clone());
+    let configuring = xds::run(bootstrap, status, move |snapshot| {
+        if let Err(failure) = publishing.0.publish(&snapshot) {
+            publishing.1.replace(Some(failure));
+        }
+    });
+    let serving_admin = async {
+        match admin_socket {
+            None => pending().await,
+            Some(socket) => {
+                let sources = glue::sources(&control, &probe, started);
+                let mut ends = phases.clone();
+                let ended = async move {
+                    // The sender lives as long as the control thread: an error means that it is over.
+                    let _ = ends.wait_for(|phase| *phase == Phase::Ended).await;
+                };
+                admin::serve(socket, sources, ended).await
+            }
+        }
+    };
+    tokio::select! {
+        () = configuring => Err(Failure::Broke("the configuration client ended".to_owned())),
+        ended = serving_admin => Err(Failure::Broke(format!("the admin port ended: {ended:?}"))),
+        result = live(&control, settings.drain_time, &failed) => result,
+    }
+}
+
+fn start_workers(
+    settings: &Settings,
+    probe: &Probe,
+    shared: &Arc<Shared>,
+    publisher: &Publisher,
+) -> Result<Vec<WorkerThread>, Failure> {
+    let seed = glue::seed();
+    (0..settings.worker_count())
+        .map(|index| {
+            WorkerThread::spawn(Seed {
+                index,
+                driver: probe.driver,
+                shared: shared.clone(),
+                reader: publisher.reader(),
+                chance: seed.wrapping_add(index as u64),
+            })
+            .map_err(|error| Failure::Broke(format!("cannot start worker {index}: {error}")))
+        })
+        .collect()
+}
+
+/// Ticks and signals until the process is to end.
+async fn live(control: &Rc<Control>, drain_time: Duration, failed: &RefCell<Option<Failure>>) -> Result<(), Failure> {
+    let broke = |error: std::io::Error| Failure::Broke(format!("cannot listen for signals: {error}"));
+    let mut terminate = signal(SignalKind::terminate()).map_err(broke)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(broke)?;
+    let mut phases = control.phase.subscribe();
+    let mut ticks = tokio::time::interval(TICK);
+    let mut count = 0_u32;
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => glue::begin_drain(&control.phase),
+            _ = interrupt.recv() => glue::begin_drain(&control.phase),
+            _ = phases.wait_for(|phase| matches!(phase, Phase::Draining | Phase::Ended)) => {}
+            _ = ticks.tick() => {}
+        }
+        if let Some(failure) = failed.borrow_mut().take() {
+            return Err(failure);
+        }
+        let phase = *control.phase.borrow();
+        match phase {
+            Phase::Ended => return Ok(()),
+            Phase::Draining => break,
+            Phase::Starting | Phase::Ready => {}
+        }
+        count = count.wrapping_add(1);
+        control.tick(count);
+    }
+    control.drain(drain_time, (&mut terminate, &mut interrupt)).await;
+    Ok(())
+}
+
+impl Control {
+    /// Makes a snapshot current and has its listeners served.
+    fn publish(&self, snapshot: &Arc<Snapshot>) -> Result<(), Failure> {
+        let previous = self.publisher.current();
+        // Before the swap: a worker that sees the snapshot finds the live state of its endpoints.
+        self.shared.follow(snapshot);
+        self.publisher.publish(snapshot.clone());
+        self.epochs.record(&previous, snapshot, std::time::SystemTime::now());
+        tracing::info!(
+            epoch = snapshot.epoch,
+            listeners = snapshot.listeners().len(),
+            clusters = snapshot.clusters().len(),
+            "configuration published"
+        );
+        self.follow_sockets(snapshot)
+    }
+
+    /// Binds and closes what the snapshot asks for. A static listener that cannot be bound at the start ends the
+    /// process; any other is tried again.
+    fn follow_sockets(&self, snapshot: &Snapshot) -> Result<(), Failure> {
+        let mut sockets = self.sockets.borrow_mut();
+        let (changes, errors) = sockets.follow(snapshot);
+        for change in changes {
+            self.command(&sockets, change);
+        }
+        let is_static = |error: &&BindError| self.bootstrap.resources.listeners.contains_key(&error.listener);
+        if let Some(error) = errors.iter().find(is_static).filter(|_| !self.announced.get()) {
+            return Err(Failure::Refused(error.to_string()));
+        }
+        let known: Vec<_> = self.unbound.borrow().iter().map(|error| (error.listener.clone(), error.address)).collect();
+        for error in errors.iter().filter(|error| !known.contains(&(error.listener.clone(), error.address))) {
+            tracing::error!("{error}");
+        }
+        self.health.lock().unwrap_or_else(PoisonError::into_inner).unbound =
+            errors.iter().map(ToString::to_string).collect();
+        self.unbound.replace(errors);
+        Ok(())
+    }
+
+    fn command(&self, sockets: &Sockets, change: Change) {
+        for worker in self.workers.iter() {
+            let command = match &change {
+                Change::Unlisten { listener, configured } => {
+                    Command::Unlisten { listener: listener.clone(), configured: *configured }
+                }
+                Change::Listen { listener, configured } => match sockets.duplicate(listener, *configured) {
+                    Some(Ok(socket)) => Command::Listen { listener: listener.clone(), configured: *configured, socket },
+                    Some(Err(error)) => {
+                        tracing::error!(%listener, %configured, %error, "cannot duplicate the socket for a worker");
+                        continue;
+                    }
+                    None => continue,
+                },
+            };
+            worker.send(command);
+        }
+    }
+
+    fn tick(&self, count: u32) {
+        let snapshot = self.publisher.current();
+        self.shared.sweep(&snapshot, Instant::now());
+        if count.is_multiple_of(REBIND_TICKS) && !self.unbound.borrow().is_empty() {
+            // What is static was bound at the start: nothing here can end the process.
+            let _ = self.follow_sockets(&snapshot);
+        }
+        if !self.announced.get() && self.status.is_ready() && self.unbound.borrow().is_empty() {
+            self.announce();
+        }
+    }
+
+    /// Says once, on standard output, where everything listens.
+    fn announce(&self) {
+        use std::io::Write as _;
+        self.announced.set(true);
+        self.phase.send_replace(Phase::Ready);
+        let listeners: Vec<String> =
+            self.sockets.borrow().addresses().into_iter().map(|(name, address)| format!("{name}={address}")).collect();
+        let admin = self.admin.map_or_else(|| "none".to_owned(), |address| address.to_string());
+        let line = format!("outrigger-proxy ready listeners={} admin={admin} io={}", listeners.join(","), self.driver);
+        tracing::info!("{line}");
+        // A closed standard output is no reason to stop serving.
+        let _ = writeln!(std::io::stdout(), "{line}");
+        let _ = std::io::stdout().flush();
+    }
+
+    /// Closes the listeners, waits for the connections, ends the workers.
+    async fn drain(
+        &self,
+        drain_time: Duration,
+        signals: (&mut tokio::signal::unix::Signal, &mut tokio::signal::unix::Signal),
+    ) {
+        tracing::info!(?drain_time, "draining: no new connections, waiting for the open ones");
+        drop(self.sockets.borrow_mut().close());
+        for worker in self.workers.iter() {
+            worker.send(Command::Drain);
+        }
+        let deadline = tokio::time::sleep(drain_time);
+        tokio::pin!(deadline);
+        let mut ticks = tokio::time::interval(TICK);
+        let (terminate, interrupt) = signals;
+        while !self.workers.iter().all(WorkerThread::is_finished) {
+            tokio::select! {
+                _ = ticks.tick() => {}
+                () = &mut deadline => {
+                    tracing::warn!("drain time is over: closing what is left");
+                    break;
+                }
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
+            }
+        }
+        for worker in self.workers.iter() {
+            worker.send(Command::Stop);
+        }
+        self.phase.send_replace(Phase::Ended);
+    }
+}

@@ -1,0 +1,45 @@
+//! **Purpose.** The one assembly point: settings and bootstrap in, a running proxy out.
+//!
+//! **Shape.** The main thread is the control thread: a tokio runtime that runs the xDS client, the admin port, signals
+//! and a ticker, and publishes snapshots. Worker threads run the data path and are commanded by mailboxes.
+//! ```text
+//!  starting ──first snapshot, sockets bound──▶ ready ──SIGTERM, SIGINT, POST /drain──▶ draining ──last connection or
+//!                                                                                      drain time──▶ ended
+//! ```
+//!
+//! **Errors.** [`Failure::Refused`] for what the operator must change (exit code 2), [`Failure::Broke`] for what failed
+//! while running (exit code 1).
+//!
+//! **Cancel.** A second signal while draining ends the process at once.
+
+mod control;
+mod glue;
+mod log;
+mod thread;
+
+pub use control::run;
+pub use log::LogLevel;
+
+use outrigger_reactor::IoChoice;
+
+use crate::bootstrap;
+
+/// The reactor's word for what the command line asks for.
+pub fn io_choice(choice: bootstrap::IoChoice) -> IoChoice {
+    match choice {
+        bootstrap::IoChoice::Auto => IoChoice::Auto,
+        bootstrap::IoChoice::Epoll => IoChoice::Epoll,
+        bootstrap::IoChoice::Uring => IoChoice::Uring,
+    }
+}
+
+/// Why the proxy ended.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// It failed while running.
+    #[error("{0}")]
+    Broke(String),
+    /// Its input was refused: file, setting or port.
+    #[error("{0}")]
+    Refused(String),
+}

@@ -1,0 +1,145 @@
+//! Worker threads: one runtime each, commanded through a mailbox.
+
+use std::collections::HashMap;
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::task::Poll;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use outrigger_reactor::{
+    Counters, DriverKind, Mailbox, Options, Runtime, Sender, Task, TcpListener, counters, mailbox, sleep, spawn,
+};
+
+use crate::config::{ListenerName, Reader};
+use crate::listener;
+use crate::worker::{Shared, Worker};
+
+/// Time between two looks at idle connections and two reports of counters.
+const TICK: Duration = Duration::from_secs(1);
+
+/// What the control thread tells a worker.
+#[derive(Debug)]
+pub(super) enum Command {
+    /// Stop accepting, tell connections to finish, end when they have.
+    Drain,
+    /// Accept from this socket.
+    Listen { listener: ListenerName, configured: SocketAddr, socket: std::net::TcpListener },
+    /// End now.
+    Stop,
+    /// Stop accepting from a socket.
+    Unlisten { listener: ListenerName, configured: SocketAddr },
+}
+
+/// The control thread's end of a worker.
+#[derive(Debug)]
+pub(super) struct WorkerThread {
+    commands: Sender<Command>,
+    counters: Arc<Mutex<Counters>>,
+    thread: JoinHandle<()>,
+}
+
+/// What a worker is made from.
+#[derive(Debug)]
+pub(super) struct Seed {
+    pub(super) index: usize,
+    pub(super) driver: DriverKind,
+    pub(super) shared: Arc<Shared>,
+    pub(super) reader: Reader,
+    pub(super) chance: u64,
+}
+
+impl WorkerThread {
+    /// Starts a worker and waits until its runtime stands.
+    pub(super) fn spawn(seed: Seed) -> std::io::Result<Self> {
+        let (started, starting) = mpsc::channel();
+        let counters = Arc::<Mutex<Counters>>::default();
+        let reported = counters.clone();
+        let thread = std::thread::Builder::new().name(format!("worker-{}", seed.index)).spawn(move || {
+            let mut runtime = match Runtime::new(seed.driver, &Options::default()) {
+                Ok(runtime) => runtime,
+                Err(error) => {
+                    // The receiver is waiting below: it cannot be gone.
+                    let _ = started.send(Err(error));
+                    return;
+                }
+            };
+            runtime.block_on(async move {
+                let (sender, commands) = mailbox();
+                if started.send(Ok(sender)).is_ok() {
+                    obey(Worker::new(seed.shared, seed.reader, seed.chance), commands, reported).await;
+                }
+            });
+        })?;
+        let commands = starting.recv().map_err(|_| std::io::Error::other("worker ended before it began"))??;
+        Ok(Self { commands, counters, thread })
+    }
+
+    /// Sends a command. False when the worker has ended.
+    pub(super) fn send(&self, command: Command) -> bool {
+        self.commands.send(command).is_ok()
+    }
+
+    /// Its reactor's counters, at most a second old.
+    pub(super) fn counters(&self) -> Counters {
+        *self.counters.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// True once its last connection is gone or it was stopped.
+    pub(super) fn is_finished(&self) -> bool {
+        self.thread.is_finished()
+    }
+}
+
+/// A worker's root task.
+async fn obey(worker: Rc<Worker>, mut commands: Mailbox<Command>, reported: Arc<Mutex<Counters>>) {
+    let _ticking = spawn(tick(worker.clone(), reported));
+    let mut accepting: HashMap<(ListenerName, SocketAddr), Task<()>> = HashMap::new();
+    while let Some(command) = commands.recv().await {
+        match command {
+            Command::Listen { listener, configured, socket } => match TcpListener::from_std(socket) {
+                Ok(socket) => {
+                    let task = spawn(listener::accept(worker.clone(), listener.clone(), socket));
+                    accepting.insert((listener, configured), task);
+                }
+                Err(error) => tracing::error!(%listener, %configured, %error, "worker cannot use the socket"),
+            },
+            Command::Unlisten { listener, configured } => {
+                accepting.remove(&(listener, configured));
+            }
+            Command::Drain => {
+                accepting.clear();
+                return finish(&worker, commands).await;
+            }
+            Command::Stop => return,
+        }
+    }
+}
+
+/// Ends when the last connection has, or when told to.
+async fn finish(worker: &Worker, mut commands: Mailbox<Command>) {
+    worker.drain.start();
+    let mut stop = pin!(async {
+        while let Some(command) = commands.recv().await {
+            if matches!(command, Command::Stop) {
+                return;
+            }
+        }
+    });
+    poll_fn(|cx| match worker.drain.poll_empty(cx) {
+        Poll::Ready(()) => Poll::Ready(()),
+        Poll::Pending => stop.as_mut().poll(cx),
+    })
+    .await;
+}
+
+async fn tick(worker: Rc<Worker>, reported: Arc<Mutex<Counters>>) {
+    loop {
+        sleep(TICK).await;
+        worker.sweep();
+        *reported.lock().unwrap_or_else(PoisonError::into_inner) = counters();
+    }
+}
