@@ -147,9 +147,9 @@ fn clear(count: &AtomicU32) {
     }
 }
 
-/// Counts one more; true when that reaches `threshold` (0 is off), which one thread alone sees.
+/// Counts one more; true when that reaches `threshold` (0 is off). Above it counts too: an update may have lowered it.
 fn reaches(count: &AtomicU32, threshold: u32) -> bool {
-    count.fetch_add(1, Ordering::Relaxed).wrapping_add(1) == threshold
+    threshold > 0 && count.fetch_add(1, Ordering::Relaxed) >= threshold - 1
 }
 
 /// Judges the endpoints of one cluster.

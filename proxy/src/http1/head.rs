@@ -433,25 +433,3 @@ impl<'a> RequestHead<'a> {
         plain.then(|| (wide(self.table.start), wide(self.table.first_line_end)))
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const LIMITS: HeadLimits =
-        HeadLimits { max_bytes: 60 * 1024, max_headers: 100, underscores: UnderscoreHeaders::Allow };
-
-    #[test]
-    fn reads_a_plain_request_at_any_split() {
-        let bytes = b"\r\nGET /a/b?c=d HTTP/1.1\r\nHost: shop:80\r\nX-A:  1 \r\n\r\nrest";
-        for split in 0..bytes.len() - 4 {
-            let mut table = RequestTable::default();
-            assert_eq!(table.parse(&bytes[..split], &LIMITS), Ok(Progress::Partial), "{split}");
-            assert_eq!(table.parse(bytes, &LIMITS), Ok(Progress::Complete { head_bytes: bytes.len() - 4 }));
-            let head = table.view(bytes);
-            assert_eq!((head.method(), head.target(), head.path()), (&b"GET"[..], &b"/a/b?c=d"[..], &b"/a/b"[..]));
-            assert_eq!((head.query(), head.authority()), (Some(&b"c=d"[..]), &b"shop:80"[..]));
-            assert_eq!(head.header(b"x-a"), Some(&b"1"[..]));
-        }
-    }
-}

@@ -59,7 +59,7 @@ impl Name {
             16 if is("proxy-connection") => Self::ProxyConnection,
             17 if is("transfer-encoding") => Self::TransferEncoding,
             17 if is("x-forwarded-proto") => Self::XForwardedProto,
-            27 if is("x-forwarded-client-cert") => Self::XForwardedClientCert,
+            23 if is("x-forwarded-client-cert") => Self::XForwardedClientCert,
             _ if starts_with(name, b"x-envoy-") => Self::XEnvoy,
             _ if starts_with(name, b"outrigger-") => Self::Outrigger,
             _ => Self::Other,
@@ -232,3 +232,39 @@ static TOKEN: [bool; 256] = {
     }
     table
 };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_name_is_known_in_any_letter_case() {
+        for (text, name) in [
+            ("connection", Name::Connection),
+            ("content-length", Name::ContentLength),
+            ("date", Name::Date),
+            ("expect", Name::Expect),
+            ("host", Name::Host),
+            ("http2-settings", Name::Http2Settings),
+            ("idempotency-key", Name::IdempotencyKey),
+            ("keep-alive", Name::KeepAlive),
+            ("outrigger-x", Name::Outrigger),
+            ("proxy-connection", Name::ProxyConnection),
+            ("server", Name::Server),
+            ("te", Name::Te),
+            ("trailer", Name::Trailer),
+            ("transfer-encoding", Name::TransferEncoding),
+            ("upgrade", Name::Upgrade),
+            ("x-envoy-x", Name::XEnvoy),
+            ("x-forwarded-client-cert", Name::XForwardedClientCert),
+            ("x-forwarded-for", Name::XForwardedFor),
+            ("x-forwarded-proto", Name::XForwardedProto),
+            ("x-request-id", Name::XRequestId),
+        ] {
+            assert_eq!(Name::of(text.as_bytes()), name, "{text}");
+            assert_eq!(Name::of(text.to_ascii_uppercase().as_bytes()), name, "{text}");
+            assert_eq!(Name::of(text.replace('-', "_").as_bytes()) == name, !text.contains('-'), "{text}");
+        }
+        assert_eq!(Name::of(b"x-envo"), Name::Other);
+    }
+}

@@ -18,6 +18,8 @@ mod exchange;
 mod forward;
 pub mod framing;
 pub mod head;
+#[cfg(test)]
+mod head_tests;
 mod inlet;
 mod line;
 pub mod local;

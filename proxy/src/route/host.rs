@@ -10,13 +10,18 @@ use super::view::split_port;
 /// Longest authority that is lowered without allocation: a DNS name and a port fit.
 const STACK_BYTES: usize = 264;
 
+/// Domains, each with the place of its virtual host.
+type Domains = HashMap<Box<[u8]>, u32>;
+/// Wildcards by the length of their fixed part.
+type Wildcards = Vec<(usize, Domains)>;
+
 /// Domains of one table, hashed.
 #[derive(Debug, Default)]
 pub(super) struct HostIndex {
-    exact: HashMap<Box<[u8]>, u32>,
-    /// By length, longest first; keys without the `*`.
-    suffixes: Vec<(usize, HashMap<Box<[u8]>, u32>)>,
-    prefixes: Vec<(usize, HashMap<Box<[u8]>, u32>)>,
+    exact: Domains,
+    /// Longest first; keys without the `*`.
+    suffixes: Wildcards,
+    prefixes: Wildcards,
     any: Option<u32>,
     ignore_port: bool,
 }
@@ -74,7 +79,7 @@ impl HostIndex {
     }
 }
 
-fn insert(wildcards: &mut Vec<(usize, HashMap<Box<[u8]>, u32>)>, key: &[u8], at: u32) {
+fn insert(wildcards: &mut Wildcards, key: &[u8], at: u32) {
     let place = wildcards.iter().position(|(length, _)| *length == key.len()).unwrap_or_else(|| {
         wildcards.push((key.len(), HashMap::new()));
         wildcards.len() - 1

@@ -62,3 +62,6 @@ pub fn find<'t>(table: &'t RouteTable, request: &impl RequestView, chance: &Chan
         None => Found::NoRoute { host, host_index },
     }
 }
+
+#[cfg(test)]
+mod tests;
