@@ -3,10 +3,14 @@
 CARGO ?= cargo
 ARGS ?=
 .DEFAULT_GOAL := help
-.PHONY: help check fmt clippy doc deny layout test
+.PHONY: help run check fmt clippy doc deny layout test
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+run: ## the flash-sale shop: a mesh of real processes under load (ARGS=--stay keeps it up)
+	@$(CARGO) build --workspace --bins --locked
+	@$(CARGO) run --quiet --locked -p outrigger-tests --bin outrigger-shop -- demo $(ARGS)
 
 test: ## unit, property and scenario tests (the scenarios drive the built binaries)
 	$(CARGO) build --workspace --bins --locked

@@ -202,5 +202,6 @@ impl Downstream {
 
 /// One request on a connection of its own.
 pub fn get(address: SocketAddr, target: &str) -> io::Result<Response> {
-    Downstream::connect(address)?.request("GET", target, &[("connection", "close")], b"")
+    let host = address.to_string();
+    Downstream::connect(address)?.request("GET", target, &[("host", &host), ("connection", "close")], b"")
 }
