@@ -20,7 +20,7 @@ use socket2::SockRef;
 use crate::buffers::Buf;
 
 /// Most blocks received ahead of a stream's reader.
-pub const AHEAD_BLOCKS: usize = 4;
+pub const AHEAD_BLOCKS: usize = 8;
 /// Most connections taken out of the backlog by the close of a listener.
 pub(crate) const CLOSING_ACCEPTS: usize = 16;
 /// Most slices in one gathered send.
@@ -160,7 +160,7 @@ pub(crate) struct RecvSide {
     pub(crate) arm: Arm,
     /// Epoll: the kernel may have something. Begins true, so that the first look needs no event.
     pub(crate) is_readable: bool,
-    /// Epoll: the last receive filled all it was given.
+    /// The last receive filled all it was given: more is to be expected.
     pub(crate) is_bulk: bool,
     /// Epoll: FIN or an error is known to follow, so a short read does not mean "empty".
     pub(crate) is_hung_up: bool,

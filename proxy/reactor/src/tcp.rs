@@ -347,3 +347,28 @@ impl fmt::Debug for TcpStream {
         f.debug_struct("TcpStream").field("fd", &self.socket.raw()).field("peer", &self.peer).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{DriverKind, Options, Runtime, spawn};
+
+    #[test]
+    fn both_ends_send_small_segments_at_once() {
+        for driver in [DriverKind::Epoll, DriverKind::Uring] {
+            let mut runtime = Runtime::new(driver, &Options::default()).unwrap();
+            runtime.block_on(async {
+                let bound = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+                let listener = TcpListener::from_std(bound).unwrap();
+                let connecting = spawn(TcpStream::connect(listener.local_addr().unwrap()));
+                let (accepted, _) = listener.accept().await.unwrap();
+                let connected = connecting.await.unwrap();
+                for stream in [&accepted, &connected] {
+                    assert!(stream.socket.with_fd(|fd| fd.tcp_nodelay()).unwrap(), "{driver:?}");
+                }
+                connected.reset_on_close();
+                assert_eq!(connected.socket.with_fd(|fd| fd.linger()).unwrap(), Some(Duration::ZERO));
+            });
+        }
+    }
+}

@@ -55,3 +55,32 @@ pub(super) fn capped(entry: squeue::Entry, bytes: u32) -> squeue::Entry {
     // SAFETY: as above.
     unsafe { mem::transmute::<[u32; 16], squeue::Entry>(words) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_restricted_ring_refuses_other_operations() {
+        let mut ring = build(8).unwrap();
+        restrict(&ring).unwrap();
+        ring.submitter().register_enable_rings().unwrap();
+        let other = opcode::Nop::new().build().user_data(7);
+        // SAFETY: a no-op points to nothing.
+        unsafe { ring.submission().push(&other).unwrap() };
+        ring.submit_and_wait(1).unwrap();
+        let refused = ring.completion().next().unwrap();
+        assert_eq!((refused.user_data(), refused.result()), (7, -libc::EACCES));
+        let mut probe = io_uring::Probe::new();
+        let error = ring.submitter().register_probe(&mut probe).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EACCES));
+    }
+
+    #[test]
+    fn the_cap_is_the_length_of_optional_values() {
+        let entry = opcode::RecvMulti::new(io_uring::types::Fd(3), 0).build().user_data(9);
+        let bounded = capped(entry.clone(), 4096);
+        assert_eq!(bounded.get_user_data(), 9);
+        assert_eq!(bounded.get_opcode(), entry.get_opcode());
+    }
+}

@@ -1,0 +1,180 @@
+//! **Purpose.** What each completion means for its socket.
+//!
+//! **Shape.** One function per operation. A completion without IORING_CQE_F_MORE is the operation's last: its bit is
+//! cleared first, so each function sees whether its operation still runs.
+
+use std::mem;
+use std::rc::Rc;
+use std::task::Waker;
+
+use io_uring::cqueue;
+
+use super::{Op, Ring, WAKE};
+use crate::driver::owned;
+use crate::epoll::is_of_connection;
+use crate::socket::{AHEAD_BLOCKS, Arm, End, Socket};
+
+impl Ring {
+    pub(super) fn complete(&mut self, woken: &mut Vec<Waker>) {
+        let mut batch = mem::take(&mut self.batch);
+        batch.extend(self.ring.completion());
+        self.meters.completions.add(batch.len() as u64);
+        for completion in batch.drain(..) {
+            self.complete_one(&completion, woken);
+        }
+        self.batch = batch;
+    }
+
+    fn complete_one(&mut self, completion: &cqueue::Entry, woken: &mut Vec<Waker>) {
+        let user_data = completion.user_data();
+        let is_last = !cqueue::more(completion.flags());
+        if user_data == WAKE {
+            if is_last {
+                self.watch_event();
+            }
+            return;
+        }
+        let index = (user_data >> 32) as u32;
+        let Some(op) = Op::of(user_data) else { return };
+        let slot = &mut self.slots[index as usize];
+        debug_assert_eq!(u64::from(slot.generation), user_data >> 8 & 0xff_ffff);
+        let Some(socket) = slot.socket.clone() else {
+            return;
+        };
+        if op == Op::Cancel {
+            slot.cancels -= 1;
+        } else if is_last {
+            slot.in_flight &= !op.bit();
+        }
+        let is_closing = slot.is_closing;
+        let result = completion.result();
+        match op {
+            Op::Accept => self.accepted(index, &socket, result, woken),
+            Op::Cancel => {}
+            Op::Connect => connected(&socket, result, woken),
+            Op::Recv => self.received(index, &socket, completion, woken),
+            Op::Send => self.sent(index, &socket, result, woken),
+        }
+        if is_closing {
+            self.retire(index);
+        }
+    }
+
+    fn accepted(&mut self, index: u32, socket: &Socket, result: i32, woken: &mut Vec<Waker>) {
+        let slot = &self.slots[index as usize];
+        let (is_closing, is_armed) = (slot.is_closing, slot.in_flight & Op::Accept.bit() != 0);
+        let mut side = socket.accept.borrow_mut();
+        if !is_armed {
+            side.arm = Arm::Idle;
+        }
+        if result >= 0 {
+            let Ok(fd) = owned(result) else { return };
+            self.meters.syscalls.add(1);
+            let peer = socket2::SockRef::from(&fd).peer_addr();
+            // Without an address the peer has reset already: the connection is of no use to anybody.
+            if let Some(peer) = peer.ok().and_then(|peer| peer.as_socket())
+                && !is_closing
+            {
+                side.ready.push_back((fd, peer));
+            }
+        } else if result != -libc::ECANCELED && result != -libc::EAGAIN && !is_of_connection(-result) {
+            side.errno = Some(-result);
+        }
+        if is_closing {
+            return;
+        }
+        let nobody_waits = side.wakers.is_empty();
+        if !side.ready.is_empty() || side.errno.is_some() || side.arm == Arm::Idle {
+            // Idle without news: whoever waits asks again, which arms the next accept.
+            woken.append(&mut side.wakers);
+        }
+        if nobody_waits && side.arm == Arm::Armed && side.ready.len() > 1 {
+            // What is taken now would wait here while another runtime that shares the socket may be free.
+            side.arm = Arm::Cancelling;
+            drop(side);
+            self.cancel(index, Op::Accept);
+        }
+    }
+
+    fn received(&mut self, index: u32, socket: &Rc<Socket>, completion: &cqueue::Entry, woken: &mut Vec<Waker>) {
+        let result = completion.result();
+        let bytes =
+            cqueue::buffer_select(completion.flags()).and_then(|id| self.buffers.claim(id, result.max(0) as usize));
+        let slot = &self.slots[index as usize];
+        let is_armed = slot.in_flight & Op::Recv.bit() != 0;
+        if slot.is_closing {
+            return;
+        }
+        let mut recv = socket.recv.borrow_mut();
+        if !is_armed {
+            recv.arm = Arm::Idle;
+        }
+        match result {
+            1.. => {
+                self.meters.recv_bytes.add(result as u64);
+                recv.is_bulk = result as usize == self.pool.block_bytes();
+                recv.queue.extend(bytes);
+                woken.extend(recv.waker.take());
+            }
+            0 => woken.extend(recv.finish(End::Fin)),
+            _ => match -result {
+                libc::ECANCELED | libc::EAGAIN | libc::EINTR => {}
+                libc::EINVAL if self.is_capped => self.is_capped = false,
+                libc::ENOBUFS => {
+                    self.meters.buffer_exhausted.add(1);
+                    self.buffers.widen();
+                    recv.arm = Arm::Parked;
+                    self.starved.push_back(index);
+                }
+                errno => woken.extend(recv.finish(End::Errno(errno))),
+            },
+        }
+        if recv.wants_more() {
+            drop(recv);
+            self.arm_recv(index, socket);
+        } else if recv.arm == Arm::Armed && recv.queue.len() > AHEAD_BLOCKS {
+            recv.arm = Arm::Cancelling;
+            drop(recv);
+            self.cancel(index, Op::Recv);
+        }
+    }
+
+    fn sent(&mut self, index: u32, socket: &Rc<Socket>, result: i32, woken: &mut Vec<Waker>) {
+        let slot = &mut self.slots[index as usize];
+        let is_closing = slot.is_closing;
+        if let Some(gather) = &mut slot.gather {
+            gather.bufs.clear();
+        }
+        let mut send = socket.send.borrow_mut();
+        send.in_flight = 0;
+        match -result {
+            ..=-1 => {
+                self.meters.sent_bytes.add(result as u64);
+                send.consume(result as usize);
+            }
+            libc::EAGAIN | libc::EINTR => {}
+            0 => send.fail(libc::EPIPE),
+            errno => send.fail(errno),
+        }
+        if is_closing {
+            return;
+        }
+        if send.committed > 0 {
+            drop(send);
+            self.send(index, socket);
+            return;
+        }
+        woken.extend(send.waker.take());
+        drop(send);
+        socket.settle_fin();
+    }
+}
+
+fn connected(socket: &Socket, result: i32, woken: &mut Vec<Waker>) {
+    socket.is_connecting.set(false);
+    let mut send = socket.send.borrow_mut();
+    if result < 0 {
+        send.fail(-result);
+    }
+    woken.extend(send.waker.take());
+}
