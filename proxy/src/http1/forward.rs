@@ -52,6 +52,8 @@ pub(super) struct Forwarding<'a> {
     retrying: Option<Slot>,
     replayed: bool,
     continued: bool,
+    /// Our `x-request-id`, the same for every try.
+    pub(super) request_id: Option<[u8; 36]>,
 }
 
 /// An upstream that answered.
@@ -125,6 +127,7 @@ impl Downstream {
             retrying: None,
             replayed: false,
             continued: !matched.request.head.expects_continue(),
+            request_id: respond::request_id(matched.http, matched.request.head, &self.worker),
         };
         self.set_deadlines(&forwarding);
         let outcome = self.try_until_answered(&mut forwarding, answering).await;
@@ -186,7 +189,9 @@ impl Downstream {
             match decision {
                 Decision::Retry { backoff } => {
                     self.count_retry(forwarding);
-                    drop(result);
+                    if let Ok(answered) = result {
+                        self.recycle(forwarding, answered);
+                    }
                     if let Some(kind) = self.wait_to_retry(backoff).await {
                         let fault = Fault::new(kind).with_cluster(forwarding.cluster.name().clone());
                         return self.refuse_matched(fault, forwarding.matched, &close(answering, forwarding)).await;
@@ -339,7 +344,12 @@ impl Downstream {
                 if uploaded && !upload_broke && received_end(stream, &mut pump, cx) {
                     return Poll::Ready(Err(Broke::Gone));
                 }
-                deadlines.poll_passed(cx).map(|kind| Err(Broke::Upstream(kind)))
+                // A client that stops in the middle of its body is not the endpoint's fault.
+                let awaits_client = !uploaded && !pump.is_received() && connection.stream().queued_bytes() == 0;
+                deadlines.poll_passed(cx).map(|kind| {
+                    let is_client = awaits_client && kind == Kind::StreamIdle;
+                    Err(Broke::Deadline(if is_client { Kind::RequestTimeout } else { kind }))
+                })
             })
             .await
         };
@@ -364,7 +374,7 @@ impl Downstream {
         connection: &Connection,
     ) -> Result<(), TryFault> {
         let upstream = connection.stream();
-        upstream.queue(respond::forwarded_head(self.peer, &self.worker, forwarding));
+        upstream.queue(respond::forwarded_head(self.peer, forwarding));
         forwarding.body.begin_outgoing();
         if let Some(replay) = forwarding.replay.as_ref().filter(|replay| !replay.bytes().is_empty()) {
             queue_framed(upstream, Buf::from(replay.bytes().to_vec()), forwarding.outgoing);
@@ -412,6 +422,21 @@ impl Downstream {
             response_started: false,
             deadline_left: self.deadlines.at(Kind::RouteTimeout).map(|at| at.saturating_duration_since(now())),
             budget: forwarding.cluster.state.circuit.may_retry(&forwarding.cluster.config.limits),
+        }
+    }
+
+    /// Keeps the connection of an answer that is not passed on, when all of it is at hand.
+    fn recycle(&self, forwarding: &Forwarding<'_>, mut answered: Answered) {
+        let head = self.response_table.view(&answered.head);
+        let length = match head.body(forwarding.matched.request.head.method()) {
+            BodyLength::Empty => Some(0),
+            BodyLength::Length(bytes) => usize::try_from(bytes).ok(),
+            BodyLength::Chunked | BodyLength::UntilClose => None,
+        };
+        let is_whole = length.is_some_and(|length| answered.inlet.input.len() == length);
+        if is_whole && head.keep_alive() && answered.uploaded {
+            drop(answered.in_flight.take());
+            forwarding.cluster.give_back(answered.connection);
         }
     }
 
@@ -474,6 +499,7 @@ impl RouteTiming<'_> {
 enum Broke {
     Downstream(BodyFault),
     Gone,
+    Deadline(Kind),
     Upstream(Kind),
 }
 
@@ -483,7 +509,7 @@ impl Broke {
         let kind = match self {
             Self::Downstream(BodyFault::Malformed) => Kind::BadChunk,
             Self::Downstream(BodyFault::Truncated) | Self::Gone => Kind::Gone,
-            Self::Upstream(kind) => kind,
+            Self::Deadline(kind) | Self::Upstream(kind) => kind,
         };
         let verdict = if sent == Sent::Nothing { Retry::Safe } else { kind.retry() };
         TryFault { fault: Fault::new(kind).with_retry(verdict), sent, on_reused }

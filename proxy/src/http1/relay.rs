@@ -105,7 +105,11 @@ impl Downstream {
             if download.moved + upload.moved != moved {
                 deadlines.touch();
             }
-            deadlines.poll_passed(cx).map(Relayed::UpstreamBroke)
+            // What waits to be read by the client is the client's delay, whatever clock notices it.
+            let awaits_client = stream.queued_bytes() > 0;
+            deadlines
+                .poll_passed(cx)
+                .map(|kind| if awaits_client { Relayed::DownstreamBroke } else { Relayed::UpstreamBroke(kind) })
         })
         .await;
         cell.bytes_out.add(download.moved);

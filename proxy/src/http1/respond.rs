@@ -106,11 +106,10 @@ pub(super) fn location_of_path(path: &[u8], query: Option<&[u8]>) -> Vec<u8> {
 }
 
 /// The request head as the upstream gets it.
-pub(super) fn forwarded_head(peer: SocketAddr, worker: &Worker, forwarding: &Forwarding<'_>) -> Buf {
+pub(super) fn forwarded_head(peer: SocketAddr, forwarding: &Forwarding<'_>) -> Buf {
     let matched = forwarding.matched;
     let head = matched.request.head;
     let target = upstream_target(matched, forwarding);
-    let id = request_id(matched.http, head, worker);
     let levels = request_levels(forwarding);
     Buf::build(|out| {
         let edits = RequestEdits {
@@ -119,7 +118,7 @@ pub(super) fn forwarded_head(peer: SocketAddr, worker: &Worker, forwarding: &For
             levels: levels.as_slice(),
             forwarded_for: (!matched.http.skip_xff_append).then(|| peer.ip().to_canonical()),
             scheme: scheme(matched.http, head),
-            request_id: id.as_ref().map(|id| &id[..]),
+            request_id: forwarding.request_id.as_ref().map(|id| &id[..]),
             via: &matched.http.via,
             trust: Trust::Edge,
             keep_expect: false,
@@ -197,7 +196,7 @@ pub(super) fn scheme(http: &HttpConnectionConfig, head: RequestHead<'_>) -> &'st
 }
 
 /// A random `x-request-id` where the client sent none, or where the edge does not keep the client's.
-fn request_id(http: &HttpConnectionConfig, head: RequestHead<'_>, worker: &Worker) -> Option<[u8; 36]> {
+pub(super) fn request_id(http: &HttpConnectionConfig, head: RequestHead<'_>, worker: &Worker) -> Option<[u8; 36]> {
     if !http.generate_request_id {
         return None;
     }

@@ -127,7 +127,12 @@ fn with_proxy(driver: DriverKind, upstream: SocketAddr, client: impl FnOnce(Sock
         let shared = Shared::new(Arc::<Registry>::default(), Instant::now());
         let worker = Worker::new(shared, publisher.reader(), 7);
         let listening = outrigger_reactor::TcpListener::from_std(socket).unwrap();
-        let _accepting = spawn(crate::listener::accept(Rc::clone(&worker), "in".into(), listening));
+        let accepting = Rc::clone(&worker);
+        let _accepting = spawn(async move {
+            while let Ok((stream, peer)) = listening.accept().await {
+                spawn(super::Downstream::new(accepting.clone(), "in".into(), stream, peer).serve()).detach();
+            }
+        });
         let (done, mut finished) = outrigger_reactor::mailbox();
         let thread = std::thread::spawn(move || {
             client(address);
