@@ -1,9 +1,9 @@
-//! Envoy's v3 messages for Outrigger: the generated types, their descriptors, YAML and JSON, `Any`
+//! Envoy's v3 messages for Outrigger: the generated types, their descriptors, YAML and JSON, `Any`, the support table
 //! and `outrigger.policy.v1`.
 //!
 //! The generated types come from the `envoy-types` crate. The `.proto` files that ship inside it are compiled by
 //! `build.rs` (about 2 s on one core, without protoc or network) into a descriptor set of 690 KB, which is embedded; it
-//! is loaded on first use. Everything that works by name rests on it: [`json`], [`any`] and [`bounds`].
+//! is loaded on first use. Everything that works by name rests on it: [`json`], [`any`], [`bounds`] and [`support`].
 //!
 //! ```
 //! use outrigger_xds_proto::envoy::envoy::config::bootstrap::v3::Bootstrap;
@@ -27,6 +27,7 @@ pub mod bounds;
 pub mod descriptor;
 pub mod document;
 pub mod json;
+pub mod support;
 
 /// Policy that Envoy's own messages cannot express; see `proto/outrigger`.
 pub mod policy {
