@@ -38,6 +38,8 @@ on_both! {
     dropped_accepts_lose_no_connection in cancel,
     dropped_connects_close_their_sockets in cancel,
     streams_dropped_in_flight_cross_no_bytes in cancel,
+    a_stream_dropped_while_its_send_is_blocked_is_closed in cancel,
+    a_dropped_flush_finishes_what_is_in_flight in cancel,
     a_closed_stream_sends_its_fin_at_once in cancel,
     a_closed_listener_hands_over_what_it_accepted in cancel,
     a_slow_reader_bounds_what_is_received in limits,

@@ -208,6 +208,44 @@ pub(crate) fn streams_dropped_in_flight_cross_no_bytes(driver: DriverKind) {
     });
 }
 
+pub(crate) fn a_stream_dropped_while_its_send_is_blocked_is_closed(driver: DriverKind) {
+    const BYTES: usize = 16 << 20;
+    run(driver, async {
+        let (listener, address) = listen();
+        let (client, server) = pair_of(&listener, address).await;
+        client.queue(Buf::from(pattern_bytes(0, BYTES)));
+        assert!(timeout(Duration::from_millis(20), client.flush()).await.is_err(), "nobody reads");
+        assert!(client.queued_bytes() > 0 && client.sent_bytes() > 0);
+        drop(client);
+        let mut at = 0;
+        loop {
+            let bytes = server.recv().await.unwrap();
+            if bytes.is_empty() {
+                break;
+            }
+            assert_eq!(&*bytes, pattern_bytes(at, bytes.len()), "from byte {at}");
+            at += bytes.len();
+        }
+        assert!(at < BYTES, "the rest was given up");
+        until("only the listener and one stream are open", || counters().sockets_open == 2).await;
+    });
+}
+
+pub(crate) fn a_dropped_flush_finishes_what_is_in_flight(driver: DriverKind) {
+    const BYTES: usize = 4 << 20;
+    run(driver, async {
+        let (listener, address) = listen();
+        let (client, server) = pair_of(&listener, address).await;
+        client.queue(Buf::from(pattern_bytes(0, BYTES)));
+        assert!(timeout(Duration::from_millis(5), client.flush()).await.is_err(), "nobody reads");
+        client.queue(Buf::from(pattern_bytes(BYTES, 10)));
+        let reading = spawn(async move { super::recv_exact(&server, BYTES + 10).await });
+        client.flush().await.unwrap();
+        assert_eq!(client.sent_bytes(), BYTES as u64 + 10);
+        assert_eq!(reading.await, pattern_bytes(0, BYTES + 10));
+    });
+}
+
 pub(crate) fn a_closed_stream_sends_its_fin_at_once(driver: DriverKind) {
     run(driver, async {
         let (listener, address) = listen();
