@@ -11,6 +11,8 @@ pub(super) struct Frame {
     pub at_unix_ms: u64,
     pub uptime_seconds: u64,
     pub epoch: u64,
+    /// When it was published; `null` when the log does not reach back to it.
+    pub epoch_unix_ms: Option<u64>,
     pub is_ready: bool,
     pub not_ready: Vec<String>,
     pub xds: XdsRow,

@@ -129,6 +129,7 @@ impl Sampler {
             at_unix_ms,
             uptime_seconds: self.sources.started.elapsed().as_secs(),
             epoch: snapshot.epoch,
+            epoch_unix_ms: self.sources.epochs.published_unix_ms(snapshot.epoch),
             is_ready,
             not_ready,
             xds: self.xds_row(),

@@ -77,6 +77,11 @@ impl EpochLog {
         self.lock().iter().cloned().collect()
     }
 
+    /// When `epoch` was published, if it is remembered.
+    pub fn published_unix_ms(&self, epoch: u64) -> Option<u64> {
+        self.lock().iter().find(|change| change.epoch == epoch).map(|change| change.published_unix_ms)
+    }
+
     fn lock(&self) -> MutexGuard<'_, VecDeque<EpochChange>> {
         self.epochs.lock().unwrap_or_else(PoisonError::into_inner)
     }

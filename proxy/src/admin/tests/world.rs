@@ -239,32 +239,11 @@ pub(super) fn resources() -> Resources {
 
 fn http(routes: RouteSource) -> HttpConnectionConfig {
     HttpConnectionConfig {
-        stat_prefix: "in".into(),
-        routes,
-        idle_timeout: Some(Duration::from_secs(3600)),
-        request_headers_timeout: None,
-        request_timeout: None,
-        stream_idle_timeout: Some(Duration::from_secs(300)),
-        max_connection_duration: None,
-        max_requests_per_connection: None,
-        max_head_bytes: 60 << 10,
-        max_headers: 100,
         underscore_headers: UnderscoreHeaders::RejectRequest,
-        use_remote_address: true,
-        skip_xff_append: false,
-        xff_trusted_hops: 1,
-        normalize_path: true,
-        merge_slashes: false,
-        escaped_slashes: EscapedSlashes::KeepUnchanged,
-        server_name: "outrigger".into(),
         server_header: ServerHeader::AppendIfAbsent,
-        via: "".into(),
-        generate_request_id: true,
-        preserve_request_id: false,
-        strip_any_host_port: false,
-        accept_http_10: false,
-        rate_limit: None,
-        response_edits: HeaderEdits::default(),
+        use_remote_address: true,
+        xff_trusted_hops: 1,
+        ..HttpConnectionConfig::new("in", routes)
     }
 }
 
