@@ -146,7 +146,7 @@ impl Settings {
             None => state_folder(variable)?.join("outrigger/policy.redb"),
         };
         let log_level = args.log_level.clone().or(file.log_level).unwrap_or_else(|| "info".into());
-        if log_level.parse::<tracing_subscriber::filter::Targets>().is_err() {
+        if !is_log_filter(&log_level) {
             return Err(SettingsError::LogLevel(log_level));
         }
         Ok(Self {
@@ -158,6 +158,16 @@ impl Settings {
             log_format: args.log_format.or(file.log_format).unwrap_or(LogFormat::Text),
         })
     }
+}
+
+/// A level, or a filter of `target=level` parts. The filter's own reader takes any word for a target.
+fn is_log_filter(text: &str) -> bool {
+    let is_level = |word: &str| ["off", "error", "warn", "info", "debug", "trace"].contains(&word);
+    let parts = text.split(',').all(|part| match part.split_once('=') {
+        Some((_, level)) => is_level(level),
+        None => is_level(part),
+    });
+    parts && text.parse::<tracing_subscriber::filter::Targets>().is_ok()
 }
 
 fn state_folder(variable: impl Fn(&str) -> Option<String>) -> Result<PathBuf, SettingsError> {

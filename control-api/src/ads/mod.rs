@@ -98,7 +98,7 @@ impl AggregatedDiscoveryService for AdsService {
                 "this server has {STREAMS_MAX} streams open; start another one"
             )));
         }
-        let session = Session {
+        let stream = AdsStream {
             address: request.remote_addr(),
             requests: request.into_inner(),
             snapshots: self.snapshots.clone(),
@@ -106,7 +106,7 @@ impl AggregatedDiscoveryService for AdsService {
             roster: self.roster.clone(),
             joined: None,
         };
-        Ok(Response::new(Box::pin(stream::unfold(session, Session::step))))
+        Ok(Response::new(Box::pin(stream::unfold(stream, AdsStream::step))))
     }
 
     async fn delta_aggregated_resources(
@@ -120,7 +120,7 @@ impl AggregatedDiscoveryService for AdsService {
 /// One stream.
 ///
 /// Cancel: dropping it ends the stream and frees its seat.
-struct Session {
+struct AdsStream {
     address: Option<SocketAddr>,
     requests: Streaming<DiscoveryRequest>,
     snapshots: Snapshots,
@@ -143,7 +143,7 @@ enum Event {
     Snapshot,
 }
 
-impl Session {
+impl AdsStream {
     /// The next response, or the end of the stream.
     async fn step(mut self) -> Option<(Result<DiscoveryResponse, Status>, Self)> {
         loop {

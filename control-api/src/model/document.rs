@@ -51,9 +51,9 @@ pub fn split_documents(text: &str, syntax: Syntax) -> (Vec<Document>, Vec<Proble
                 match read_strict(document) {
                     Ok(Value::Null) => {}
                     Ok(value) => split.add(value),
-                    Err(problem) => {
-                        split.refuse(problem);
-                    }
+                    // After a syntax error the reader repeats itself without end.
+                    Err(problem) if split.is_repeated(&problem) => break,
+                    Err(problem) => split.refuse(problem),
                 }
                 if split.next > DOCUMENTS_MAX || split.problems.len() > 100 {
                     break;
@@ -105,6 +105,10 @@ impl Split {
         }
     }
 
+    fn is_repeated(&self, (path, message): &(String, String)) -> bool {
+        self.problems.last().is_some_and(|last| last.path == *path && last.message == *message)
+    }
+
     fn refuse(&mut self, (path, message): (String, String)) {
         self.next += 1;
         self.problems.push(Problem { document: Some(self.next), path, message, ..Problem::default() });
@@ -120,7 +124,7 @@ where
         Ok(Strict(value)) => Ok(value),
         Err(error) => {
             let path = error.path().to_string();
-            let path = if path == "." { String::new() } else { path.trim_end_matches(".?").to_owned() };
+            let path = path.trim_end_matches(['.', '?']).to_owned();
             let message = error.into_inner().to_string();
             // The YAML reader names the path too.
             let message = message.strip_prefix(&format!("{path}: ")).unwrap_or(&message).to_owned();

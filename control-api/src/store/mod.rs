@@ -63,9 +63,14 @@ impl Store {
     /// Applies `changes`, all or nothing. Blocks on the disk.
     pub fn commit(&self, changes: &Changes) -> Result<Outcome, StoreError> {
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
-        let plan = change::plan(&self.current(), changes)?;
+        if file.is_closed() {
+            // A failed write may or may not have reached the disk; the disk decides.
+            self.current.send_replace(Arc::new(file.load()?));
+        }
+        let before = self.current();
+        let plan = change::plan(&before, changes)?;
         if plan.records.is_empty() || changes.is_dry_run {
-            return Ok(plan.outcome);
+            return Ok(Outcome { revision: before.revision, ..plan.outcome });
         }
         file.write(&plan)?;
         self.current.send_replace(Arc::new(plan.set));

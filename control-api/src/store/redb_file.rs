@@ -56,6 +56,12 @@ impl RedbFile {
         Ok(file)
     }
 
+    /// Whether a write failed since the file was last read.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.database.is_none()
+    }
+
     fn database(&mut self) -> Result<&Database, StoreError> {
         if self.database.is_none() {
             let opened = (self.open)().map_err(|error| match error {
