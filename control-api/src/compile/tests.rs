@@ -1,1 +1,248 @@
+//! What a policy compiles to, as a golden file in YAML; `BLESS=1` writes it anew.
 
+use std::path::Path;
+
+use outrigger_xds_proto::json::any_to_json;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::model::document::Syntax;
+use crate::model::{Object, parse_manifests};
+
+const GOLDEN: &str = "src/compile/golden";
+
+/// The objects of a YAML text, created one revision after the other.
+fn policy(text: &str) -> PolicySet {
+    let manifests = parse_manifests(text, Syntax::Yaml).unwrap_or_else(|problems| panic!("{problems:#?}"));
+    let mut set = PolicySet::default();
+    for one in manifests {
+        set.revision += 1;
+        let (created, changed) = (set.revision, set.revision);
+        let object = Object { key: one.key.clone(), spec: one.spec, body: one.body, created, changed, generation: 1 };
+        set.objects.insert(one.key, Arc::new(object));
+    }
+    let touched = set.objects.keys().map(|key| (key.clone(), None)).collect();
+    let problems = crate::model::link::find_contradictions(&set, &touched);
+    assert!(problems.is_empty(), "{problems:#?}");
+    set
+}
+
+fn role(namespace: &str) -> NodeRole {
+    NodeRole {
+        namespace: namespace.to_owned(),
+        outbound: Some(([127, 0, 0, 1], 15_001).into()),
+        inbound: Some(Inbound {
+            listen: ([127, 0, 0, 1], 15_006).into(),
+            app: ([127, 0, 0, 1], 8_080).into(),
+            service: "orders".to_owned(),
+        }),
+    }
+}
+
+fn shown(resources: &NodeResources, kind: ResourceType) -> Value {
+    resources.of(kind).iter().map(|resource| any_to_json(&resource.any)).collect()
+}
+
+fn compile(text: &str, role: &NodeRole) -> NodeResources {
+    Snapshot::compile(Arc::new(policy(text))).for_node(role)
+}
+
+fn assert_golden(name: &str, value: &Value) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(GOLDEN).join(name);
+    let found = serde_yaml_ng::to_string(value).expect("JSON is YAML");
+    if std::env::var_os("BLESS").is_some() {
+        std::fs::write(&path, &found).expect("writes the golden file");
+    }
+    let wanted = std::fs::read_to_string(&path).unwrap_or_default();
+    let differing = wanted.lines().zip(found.lines()).position(|(left, right)| left != right);
+    assert!(
+        wanted == found,
+        "{name} differs from line {:?} on; look at it with BLESS=1 and git diff",
+        differing.map_or(wanted.lines().count().min(found.lines().count()) + 1, |line| line + 1)
+    );
+}
+
+#[test]
+fn the_shop_compiles_to_the_golden_file() {
+    let resources = compile(include_str!("golden/shop.policy.yaml"), &role("shop"));
+    let all = json!({
+        "clusters": shown(&resources, ResourceType::Cluster),
+        "endpoints": shown(&resources, ResourceType::Endpoints),
+        "listeners": shown(&resources, ResourceType::Listener),
+        "routes": shown(&resources, ResourceType::Routes),
+    });
+    assert_golden("shop.xds.yaml", &all);
+}
+
+fn upstream(namespace: &str, name: &str) -> String {
+    format!(
+        "---\napiVersion: outrigger.dev/v1\nkind: Upstream\nmetadata: {{name: {name}, namespace: {namespace}}}\n\
+         spec: {{endpoints: [{{address: '10.0.0.1:80'}}]}}\n"
+    )
+}
+
+fn route(name: &str, rest: &str) -> String {
+    format!(
+        "---\napiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: {name}}}\n\
+         spec: {{parentRefs: [{{kind: Service, name: a}}], {rest}}}\n"
+    )
+}
+
+fn virtual_hosts(text: &str, namespace: &str) -> Vec<Value> {
+    let routes = shown(&compile(text, &role(namespace)), ResourceType::Routes);
+    routes[0]["virtual_hosts"].as_array().cloned().unwrap_or_default()
+}
+
+fn route_names(host: &Value) -> Vec<&str> {
+    host["routes"].as_array().into_iter().flatten().filter_map(|route| route["name"].as_str()).collect()
+}
+
+#[test]
+fn short_names_belong_to_their_namespace_and_no_domain_is_listed_twice() {
+    let text = upstream("default", "a") + &upstream("other", "a") + &upstream("other", "b");
+    for namespace in ["default", "other", "third"] {
+        let hosts = virtual_hosts(&text, namespace);
+        let domains: Vec<&str> = hosts
+            .iter()
+            .flat_map(|host| host["domains"].as_array().into_iter().flatten())
+            .filter_map(Value::as_str)
+            .collect();
+        let unique: std::collections::BTreeSet<&&str> = domains.iter().collect();
+        assert_eq!(unique.len(), domains.len(), "{namespace}: {domains:?}");
+        let owner = hosts.iter().find(|host| host["domains"].as_array().is_some_and(|all| all.contains(&json!("a"))));
+        let wanted = (namespace != "third").then(|| json!(format!("a.{namespace}")));
+        assert_eq!(owner.map(|host| host["name"].clone()), wanted);
+    }
+}
+
+#[test]
+fn matches_are_tried_in_the_order_of_the_gateway_api() {
+    let rule = |name: &str, one: &str| format!("{{name: {name}, matches: [{one}], backendRefs: [{{name: a}}]}}");
+    let younger = [
+        rule("any", "{}"),
+        rule("short", "{path: {value: /v}}"),
+        rule("long", "{path: {value: /v/orders}}"),
+        rule("long-slash", "{path: {value: /v/order/}}"),
+        rule("exact", "{path: {type: Exact, value: /v}}"),
+        rule("regex", "{path: {type: RegularExpression, value: '/v.*'}}"),
+        rule("short-get", "{path: {value: /v}, method: GET}"),
+        rule("short-headers", "{path: {value: /v}, headers: [{name: x, value: y}, {name: z, value: y}]}"),
+        rule("short-header", "{path: {value: /v}, headers: [{name: x, value: y}]}"),
+        rule("short-query", "{path: {value: /v}, queryParams: [{name: x, value: y}]}"),
+    ];
+    let rules = format!("rules: [{}]", younger.join(", "));
+    let text = upstream("default", "a")
+        + &route("z-older", &format!("rules: [{}]", rule("same-as-short", "{path: {value: /v}}")))
+        + &route("a-younger", &rules);
+    let hosts = virtual_hosts(&text, "default");
+    assert_eq!(
+        route_names(&hosts[0]),
+        [
+            "default/a-younger/exact",
+            "default/a-younger/regex",
+            "default/a-younger/long",
+            "default/a-younger/long-slash",
+            "default/a-younger/short-get",
+            "default/a-younger/short-headers",
+            "default/a-younger/short-header",
+            "default/a-younger/short-query",
+            "default/z-older/same-as-short",
+            "default/a-younger/short",
+            "default/a-younger/any",
+        ]
+    );
+}
+
+#[test]
+fn a_route_bound_to_a_port_serves_that_port_only() {
+    let bound = route("r", "rules: [{backendRefs: [{name: a}]}]").replace("name: a}],", "name: a, port: 81}],");
+    let hosts = virtual_hosts(&(upstream("default", "a") + &bound), "default");
+    let names: Vec<(&str, Vec<&str>)> =
+        hosts.iter().map(|host| (host["name"].as_str().unwrap_or_default(), route_names(host))).collect();
+    assert_eq!(names, [("a.default", vec!["default/a/default"]), ("a.default:81", vec!["default/r/0"])]);
+    assert!(hosts[1]["domains"].as_array().is_some_and(|domains| domains.contains(&json!("a:81"))));
+}
+
+#[test]
+fn the_nearest_policy_wins() {
+    let attach = |name: &str, target: &str, timeout: &str| {
+        format!(
+            "---\napiVersion: outrigger.dev/v1\nkind: TrafficPolicy\nmetadata: {{name: {name}}}\n\
+             spec: {{targetRefs: [{target}], timeouts: {{request: {timeout}}}}}\n"
+        )
+    };
+    let rules = "rules: [{name: one, backendRefs: [{name: a}]}, {name: two, matches: [{path: {value: /two}}], \
+                 timeouts: {request: 2s}, backendRefs: [{name: a}]}, {name: three, matches: [{path: {value: /3}}], \
+                 backendRefs: [{name: a}]}]";
+    let layers = [
+        upstream("default", "a"),
+        attach("on-upstream", "{kind: Upstream, name: a}", "4s"),
+        route("r", rules),
+        attach("on-route", "{kind: HTTPRoute, name: r}", "3s"),
+        attach("on-rule", "{kind: HTTPRoute, name: r, sectionName: one}", "1s"),
+    ];
+    let timeouts = |count: usize| {
+        let hosts = virtual_hosts(&layers[..count].concat(), "default");
+        let routes = hosts[0]["routes"].as_array().cloned().unwrap_or_default();
+        let pairs = routes.iter().map(|route| {
+            let name = route["name"].as_str().and_then(|name| name.rsplit('/').next()).unwrap_or_default();
+            (name.to_owned(), route["route"]["timeout"].as_str().unwrap_or_default().to_owned())
+        });
+        let mut pairs: Vec<(String, String)> = pairs.collect();
+        pairs.sort();
+        pairs.into_iter().map(|(name, timeout)| format!("{name}={timeout}")).collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(timeouts(2), "default=4s");
+    assert_eq!(timeouts(3), "one=4s three=4s two=2s");
+    assert_eq!(timeouts(4), "one=3s three=3s two=2s");
+    assert_eq!(timeouts(5), "one=1s three=3s two=2s");
+}
+
+#[test]
+fn the_same_policy_has_the_same_digests_whenever_it_is_compiled() {
+    let text = include_str!("golden/shop.policy.yaml");
+    let digests = || {
+        let resources = compile(text, &role("shop"));
+        let all = ResourceType::ALL.into_iter();
+        all.flat_map(|kind| resources.of(kind).iter().map(|one| (one.name.clone(), one.digest)).collect::<Vec<_>>())
+            .collect::<Vec<_>>()
+    };
+    let first = digests();
+    // Maps iterate in another order each time.
+    assert!((0..20).all(|_| digests() == first));
+}
+
+#[test]
+fn a_bucket_smaller_than_a_fill_keeps_the_rate() {
+    let text = upstream("default", "a")
+        + "---\napiVersion: outrigger.dev/v1\nkind: RateLimit\nmetadata: {name: l}\n\
+           spec: {targetRefs: [{kind: Upstream, name: a}], requests: 1000, per: 1s, burst: 200}\n";
+    let clusters = shown(&compile(&text, &role("default")), ResourceType::Cluster);
+    let policy = &clusters[0]["metadata"]["typed_filter_metadata"]["outrigger.policy.v1.ClusterPolicy"];
+    assert_eq!(
+        policy["local_rate_limit"],
+        json!({ "max_tokens": 200, "tokens_per_fill": 200, "fill_interval": "0.200s" })
+    );
+    assert_eq!(policy["rule"], json!("RateLimit default/l"));
+}
+
+#[test]
+fn a_role_that_does_not_parse_names_the_field() {
+    use envoy_types::pb::envoy::config::core::v3::Node;
+    let node = |metadata: &str| -> Node {
+        outrigger_xds_proto::json::from_yaml(&format!("id: n\nmetadata: {{outrigger: {metadata}}}")).expect("a node")
+    };
+    for (metadata, words) in [
+        ("{outbound: here}", "metadata.outrigger.outbound"),
+        ("{inbound: {listen: '127.0.0.1:1'}}", "metadata.outrigger.inbound.app"),
+        ("{namespace: A}", "metadata.outrigger.namespace"),
+        ("{outbond: '127.0.0.1:1'}", "did you mean outbound?"),
+        ("5", "metadata.outrigger"),
+    ] {
+        let problems = NodeRole::parse(&node(metadata)).expect_err(metadata);
+        assert!(problems.iter().any(|problem| problem.to_string().contains(words)), "{metadata}: {problems:?}");
+    }
+    let role = NodeRole::parse(&node("{namespace: shop, outbound: '127.0.0.1:15001'}")).expect("a role");
+    assert_eq!((role.namespace.as_str(), role.inbound), ("shop", None));
+    assert_eq!(NodeRole::parse(&Node::default()).expect("none"), NodeRole::default());
+}

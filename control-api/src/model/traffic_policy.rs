@@ -160,7 +160,7 @@ fn parse_target(at: &Cursor<'_>) -> Option<TargetRef> {
 }
 
 /// The retry conditions we know, in Envoy's spelling.
-const RETRY_ON: [(&str, &str); 9] = [
+const RETRY_ON: [(&str, &str); 8] = [
     ("5xx", "5xx"),
     ("gateway-error", "gateway-error"),
     ("connect-failure", "connect-failure"),
@@ -169,7 +169,6 @@ const RETRY_ON: [(&str, &str); 9] = [
     ("refused-stream", "refused-stream"),
     ("retriable-4xx", "retriable-4xx"),
     ("retriable-status-codes", "retriable-status-codes"),
-    ("envoy-ratelimited", "envoy-ratelimited"),
 ];
 
 fn parse_retry(at: &Cursor<'_>) -> Option<Retry> {

@@ -1,5 +1,6 @@
 //! A control plane as a real process on free loopback ports, ended with the value.
 #![allow(dead_code, reason = "each test binary uses its part")]
+#![allow(clippy::panic, reason = "a test ends with what went wrong")]
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
@@ -11,23 +12,23 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 /// No step of a test takes longer.
-pub const DEADLINE: Duration = Duration::from_secs(30);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
 
 static FOLDERS: AtomicU32 = AtomicU32::new(0);
 
 /// A folder of its own, removed with the value.
 #[derive(Debug)]
-pub struct Folder(pub PathBuf);
+pub(crate) struct Folder(PathBuf);
 
 impl Folder {
-    pub fn new(name: &str) -> Self {
+    pub(crate) fn new(name: &str) -> Self {
         let number = FOLDERS.fetch_add(1, Ordering::Relaxed);
         let path = std::env::temp_dir().join(format!("outrigger-{name}-{}-{number}", std::process::id()));
         std::fs::create_dir_all(&path).expect("a temporary folder");
         Self(path)
     }
 
-    pub fn file(&self, name: &str) -> PathBuf {
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.0.join(name)
     }
 }
@@ -40,18 +41,18 @@ impl Drop for Folder {
 
 /// A running control plane.
 #[derive(Debug)]
-pub struct Control {
+pub(crate) struct Control {
     child: Child,
-    pub api: SocketAddr,
-    pub xds: SocketAddr,
+    pub(crate) api: SocketAddr,
+    pub(crate) xds: SocketAddr,
 }
 
 impl Control {
-    pub fn start(store: &Path) -> Self {
+    pub(crate) fn start(store: &Path) -> Self {
         Self::start_at(store, "127.0.0.1:0", "127.0.0.1:0", &[])
     }
 
-    pub fn start_at(store: &Path, api: &str, xds: &str, more: &[&str]) -> Self {
+    pub(crate) fn start_at(store: &Path, api: &str, xds: &str, more: &[&str]) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_outrigger-control"))
             .args(["--api", api, "--xds", xds, "--log-level", "warn", "--store"])
             .arg(store)
@@ -72,54 +73,41 @@ impl Control {
     }
 
     /// Sends a request; status and JSON body.
-    pub fn send(&self, method: &str, path: &str, body: &str) -> (u16, Value) {
+    pub(crate) fn send(&self, method: &str, path: &str, body: &str) -> (u16, Value) {
         self.try_send(method, path, body, &[]).expect("the API answers")
     }
 
-    pub fn send_with(&self, method: &str, path: &str, body: &str, headers: &[(&str, &str)]) -> (u16, Value) {
+    pub(crate) fn send_with(&self, method: &str, path: &str, body: &str, headers: &[(&str, &str)]) -> (u16, Value) {
         self.try_send(method, path, body, headers).expect("the API answers")
     }
 
-    pub fn try_send(
+    pub(crate) fn try_send(
         &self,
         method: &str,
         path: &str,
         body: &str,
         headers: &[(&str, &str)],
     ) -> Result<(u16, Value), ureq::Error> {
-        let agent: ureq::Agent = ureq::Agent::config_builder()
-            .http_status_as_error(false)
-            .timeout_global(Some(DEADLINE))
-            .proxy(None)
-            .build()
-            .into();
-        let mut request = ureq::http::Request::builder().method(method).uri(format!("http://{}{path}", self.api));
-        for (name, value) in headers {
-            request = request.header(*name, *value);
-        }
-        let mut response = agent.run(request.body(body.to_owned()).expect("a request"))?;
-        let status = response.status().as_u16();
-        let text = response.body_mut().read_to_string()?;
-        Ok((status, serde_json::from_str(&text).unwrap_or(Value::String(text))))
+        send_to(self.api, (method, path), body, headers)
     }
 
-    pub fn apply(&self, text: &str) -> u64 {
+    pub(crate) fn apply(&self, text: &str) -> u64 {
         let (status, answer) = self.send("POST", "/v1/apply", text);
         assert_eq!(status, 200, "{answer:#}");
         answer["revision"].as_u64().expect("a revision")
     }
 
     /// Runs outriggerctl against it: exit code, stdout, stderr.
-    pub fn ctl(&self, args: &[&str], input: &str) -> (i32, String, String) {
+    pub(crate) fn ctl(&self, args: &[&str], input: &str) -> (i32, String, String) {
         run_ctl(&format!("http://{}", self.api), args, input)
     }
 
-    pub fn process_id(&self) -> u32 {
+    pub(crate) fn process_id(&self) -> u32 {
         self.child.id()
     }
 
     /// Ends it with a signal and waits for it.
-    pub fn stop(mut self, signal: &str) -> ExitStatus {
+    pub(crate) fn stop(mut self, signal: &str) -> ExitStatus {
         send_signal(self.child.id(), signal);
         wait_for(&mut self.child)
     }
@@ -132,7 +120,30 @@ impl Drop for Control {
     }
 }
 
-pub fn send_signal(process: u32, signal: &str) {
+/// Sends a request to an API; status and JSON body.
+pub(crate) fn send_to(
+    api: SocketAddr,
+    (method, path): (&str, &str),
+    body: &str,
+    headers: &[(&str, &str)],
+) -> Result<(u16, Value), ureq::Error> {
+    let agent: ureq::Agent = ureq::Agent::config_builder()
+        .http_status_as_error(false)
+        .timeout_global(Some(DEADLINE))
+        .proxy(None)
+        .build()
+        .into();
+    let mut request = ureq::http::Request::builder().method(method).uri(format!("http://{api}{path}"));
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    let mut response = agent.run(request.body(body.to_owned()).expect("a request"))?;
+    let status = response.status().as_u16();
+    let text = response.body_mut().read_to_string()?;
+    Ok((status, serde_json::from_str(&text).unwrap_or(Value::String(text))))
+}
+
+pub(crate) fn send_signal(process: u32, signal: &str) {
     let sent = Command::new("kill").args(["-s", signal, &process.to_string()]).status();
     assert!(sent.expect("kill runs").success());
 }
@@ -151,7 +162,7 @@ fn wait_for(child: &mut Child) -> ExitStatus {
     }
 }
 
-pub fn run_ctl(server: &str, args: &[&str], input: &str) -> (i32, String, String) {
+pub(crate) fn run_ctl(server: &str, args: &[&str], input: &str) -> (i32, String, String) {
     let mut child = Command::new(env!("CARGO_BIN_EXE_outriggerctl"))
         .args(args)
         .env("OUTRIGGER_SERVER", server)
@@ -168,7 +179,7 @@ pub fn run_ctl(server: &str, args: &[&str], input: &str) -> (i32, String, String
 }
 
 /// Runs outrigger-control expecting it not to start: exit code and stderr.
-pub fn refuse_start(args: &[&str]) -> (i32, String) {
+pub(crate) fn refuse_start(args: &[&str]) -> (i32, String) {
     let mut child = Command::new(env!("CARGO_BIN_EXE_outrigger-control"))
         .args(args)
         .stdout(Stdio::null())
@@ -182,7 +193,7 @@ pub fn refuse_start(args: &[&str]) -> (i32, String) {
 }
 
 /// Asks until `found` gives something.
-pub fn eventually<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
+pub(crate) fn eventually<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + DEADLINE;
     loop {
         if let Some(value) = found() {
@@ -193,14 +204,14 @@ pub fn eventually<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-pub fn upstream(name: &str, port: u16) -> String {
+pub(crate) fn upstream(name: &str, port: u16) -> String {
     format!(
         "---\napiVersion: outrigger.dev/v1\nkind: Upstream\nmetadata: {{name: {name}}}\n\
          spec: {{endpoints: [{{address: '127.0.0.1:{port}'}}]}}\n"
     )
 }
 
-pub fn route(service: &str, backends: &[(&str, u32)]) -> String {
+pub(crate) fn route(service: &str, backends: &[(&str, u32)]) -> String {
     let backends: Vec<String> =
         backends.iter().map(|(name, weight)| format!("{{name: {name}, weight: {weight}}}")).collect();
     format!(
