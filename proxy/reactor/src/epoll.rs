@@ -25,7 +25,7 @@ use socket2::SockAddr;
 use crate::buffers::{Block, Buf, Pool};
 use crate::driver::{WakeEvent, owned};
 use crate::meters::Meters;
-use crate::socket::{AHEAD_BLOCKS, End, GATHER, SendSide, Socket, Step};
+use crate::socket::{AHEAD_BLOCKS, Arm, End, GATHER, SendSide, Socket, Step};
 
 const EVENTS_PER_TURN: usize = 256;
 const WAKE_TOKEN: u64 = u64::MAX;
@@ -183,7 +183,8 @@ impl Epoll {
         }
         if blocks[0].is_none() {
             self.meters.buffer_exhausted.add(1);
-            if !self.starved.iter().any(|other| Rc::ptr_eq(other, socket)) {
+            if recv.arm != Arm::Parked {
+                recv.arm = Arm::Parked;
                 self.starved.push_back(socket.clone());
             }
             return Step::Wait;
@@ -301,7 +302,9 @@ impl Epoll {
             let Some(socket) = self.starved.pop_front() else {
                 return;
             };
-            woken.extend(socket.recv.borrow_mut().waker.take());
+            let mut recv = socket.recv.borrow_mut();
+            recv.arm = Arm::Direct;
+            woken.extend(recv.waker.take());
         }
     }
 

@@ -116,7 +116,12 @@ pub fn probe(choice: IoChoice) -> Result<Probe, ProbeError> {
 type Look = fn() -> Result<String, String>;
 
 fn set_up() -> Result<String, String> {
-    setup::build(8).map(|_| "single issuer, deferred task runs".to_owned()).map_err(|error| explain(&error))
+    let ring = setup::build(8).map_err(|error| explain(&error))?;
+    let restricted = match setup::restrict(&ring) {
+        Ok(()) => format!("restricted to {} operations", setup::OPCODES.len()),
+        Err(error) => format!("not restricted: {error}"),
+    };
+    Ok(format!("single issuer, deferred task runs, {restricted}"))
 }
 
 fn ask_opcodes() -> Result<String, String> {

@@ -33,7 +33,8 @@ fn no_runtime() -> io::Error {
     io::Error::other("no runtime on this thread: sockets are made inside Runtime::block_on")
 }
 
-/// A listening socket. Several runtimes may each hold a duplicate of one socket (exclusive wake-ups).
+/// A listening socket. Several runtimes may each hold a duplicate of one socket (exclusive wake-ups). A drop resets
+/// connections that were accepted ahead; [`TcpListener::close`] hands them over.
 pub struct TcpListener {
     core: Rc<Core>,
     socket: Rc<Socket>,
