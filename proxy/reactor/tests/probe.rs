@@ -31,18 +31,16 @@ fn the_probe_works_inside_a_runtime() {
     assert_eq!(found.driver, DriverKind::Uring);
 }
 
-/// Fails the three io_uring calls with EPERM, as the default profiles of container runtimes do.
-fn forbid_io_uring() -> std::io::Result<()> {
+/// Fails the system calls `first..=last` with EPERM, as the default profiles of container runtimes do.
+fn forbid(first: libc::c_long, last: libc::c_long) -> std::io::Result<()> {
     const LOAD_NUMBER: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
     const JUMP_IF_AT_LEAST: u16 = (libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K) as u16;
     const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
-    let first = libc::SYS_io_uring_setup as u32;
-    let last = libc::SYS_io_uring_register as u32;
     let deny = libc::SECCOMP_RET_ERRNO | libc::EPERM as u32;
     let mut program = [
         libc::sock_filter { code: LOAD_NUMBER, jt: 0, jf: 0, k: 0 },
-        libc::sock_filter { code: JUMP_IF_AT_LEAST, jt: 0, jf: 2, k: first },
-        libc::sock_filter { code: JUMP_IF_AT_LEAST, jt: 1, jf: 0, k: last + 1 },
+        libc::sock_filter { code: JUMP_IF_AT_LEAST, jt: 0, jf: 2, k: first as u32 },
+        libc::sock_filter { code: JUMP_IF_AT_LEAST, jt: 1, jf: 0, k: last as u32 + 1 },
         libc::sock_filter { code: RETURN, jt: 0, jf: 0, k: deny },
         libc::sock_filter { code: RETURN, jt: 0, jf: 0, k: libc::SECCOMP_RET_ALLOW },
     ];
@@ -56,22 +54,37 @@ fn forbid_io_uring() -> std::io::Result<()> {
     if done { Ok(()) } else { Err(std::io::Error::last_os_error()) }
 }
 
-/// Runs itself again as a process under the filter.
+/// Runs the test `name` again as a process under a filter; true in that process.
+fn runs_under_filter(name: &str, first: libc::c_long, last: libc::c_long) -> bool {
+    const MARK: &str = "OUTRIGGER_TEST_SECCOMP";
+    if std::env::var_os(MARK).is_some() {
+        return true;
+    }
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args([name, "--exact", "--nocapture"]).env(MARK, "1");
+    // SAFETY: between fork and exec the closure makes two system calls and allocates nothing.
+    unsafe { command.pre_exec(move || forbid(first, last)) };
+    let child = command.output().unwrap();
+    let text = String::from_utf8_lossy(&child.stdout);
+    assert!(child.status.success() && text.contains("1 passed"), "{text}{}", String::from_utf8_lossy(&child.stderr));
+    false
+}
+
+#[test]
+fn a_filter_on_enter_alone_is_found_too() {
+    let enter = libc::SYS_io_uring_enter;
+    if !runs_under_filter("a_filter_on_enter_alone_is_found_too", enter, enter) {
+        return;
+    }
+    let found = probe(IoChoice::Auto).unwrap();
+    assert_eq!(found.driver, DriverKind::Epoll);
+    assert!(found.reason.starts_with("io_uring_setup: io_uring_enter: EPERM"), "{}", found.reason);
+}
+
 #[test]
 fn under_seccomp_it_falls_back_and_says_why() {
-    const MARK: &str = "OUTRIGGER_TEST_SECCOMP";
-    if std::env::var_os(MARK).is_none() {
-        let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args(["under_seccomp_it_falls_back_and_says_why", "--exact", "--nocapture"]).env(MARK, "1");
-        // SAFETY: between fork and exec the closure makes two system calls and allocates nothing.
-        unsafe { command.pre_exec(forbid_io_uring) };
-        let child = command.output().unwrap();
-        let text = String::from_utf8_lossy(&child.stdout);
-        assert!(
-            child.status.success() && text.contains("1 passed"),
-            "{text}{}",
-            String::from_utf8_lossy(&child.stderr)
-        );
+    let (first, last) = (libc::SYS_io_uring_setup, libc::SYS_io_uring_register);
+    if !runs_under_filter("under_seccomp_it_falls_back_and_says_why", first, last) {
         return;
     }
     let found = probe(IoChoice::Auto).unwrap();
