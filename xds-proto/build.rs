@@ -28,8 +28,10 @@ const IMPORT_ROOTS: [&str; 8] = [
 /// Our own files, below `proto`.
 const OWN_FILES: [&str; 1] = ["outrigger/policy/v1/policy.proto"];
 
-/// Files that `envoy-types` does not ship, below `proto`: read by reflection, so no code is generated.
-const EXTRA_FILES: [&str; 2] = ["udpa/type/v1/typed_struct.proto", "xds/type/v3/typed_struct.proto"];
+/// Files that `envoy-types` does not ship, below `proto` or inside protox: read by reflection, so no code is
+/// generated.
+const EXTRA_FILES: [&str; 3] =
+    ["google/protobuf/field_mask.proto", "udpa/type/v1/typed_struct.proto", "xds/type/v3/typed_struct.proto"];
 
 /// Files with a relative type name that protox cannot resolve: it looks at every package it has seen, where
 /// protoc looks at direct imports only, and so takes `common.x` for `clusters.common.x`. File, as written, absolute.
