@@ -11,3 +11,6 @@ mod tiers;
 
 pub use eject::{Cause, Ejected, Ejector, Record, Ruling, Seen};
 pub use pick::{Balancer, Live, Pick};
+
+#[cfg(test)]
+mod tests;

@@ -12,3 +12,6 @@ pub mod retry;
 pub use circuit::{CircuitState, Slot};
 pub use limit::{Buckets, TokenBucket, Verdict, admit};
 pub use retry::{Attempt, Decision, Outcome, Sent, decide};
+
+#[cfg(test)]
+mod tests;
