@@ -62,7 +62,7 @@ where
         Err(error) => {
             let rejection =
                 Rejection::new(kind, "", "", format_args!("does not decode as {}: {error}", M::full_name()));
-            return Converted { result: Err(rejection), ignored: Vec::new() };
+            return Converted { name: String::new(), result: Err(rejection), ignored: Vec::new() };
         }
     };
     let findings = Findings::default();

@@ -90,6 +90,8 @@ impl std::error::Error for Rejection {}
 /// The outcome for one resource.
 #[derive(Debug)]
 pub struct Converted<T> {
+    /// The resource's name; empty when it could not be read.
+    pub name: String,
     /// The value, or why there is none.
     pub result: Result<T, Rejection>,
     /// Paths of fields that were set and not used, with indexes and keys cut: `cluster.alt_stat_name`.
@@ -136,7 +138,7 @@ impl Findings {
                 Err(Rejection { kind, name: bounded(name), reasons, left_out: self.left_out.get() })
             }
         };
-        Converted { result, ignored }
+        Converted { name: name.to_owned(), result, ignored }
     }
 }
 
