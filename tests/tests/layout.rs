@@ -35,7 +35,7 @@ const BESIDE: &[(&str, &[&str])] = &[
     ("admin", &["config", "stats", "observe", "fault", "drain", "clock", "sync"]),
     ("bootstrap", &["convert", "config"]),
     ("convert", LEAVES),
-    ("xds", LEAVES),
+    ("xds", &["bootstrap", "chance", "clock", "config", "convert", "drain", "fault", "observe", "stats", "sync"]),
 ];
 
 /// Rooms that compute and do nothing else: no sockets, no tasks, no runtime.

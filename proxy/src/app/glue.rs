@@ -12,7 +12,7 @@ use super::control::Control;
 use super::log::LogLevel;
 use super::thread::WorkerThread;
 use crate::admin::{AdminControl, AdminSources, Readiness};
-use crate::observe::{IoCheck, IoView, LimitLevel, WorkerIo, XdsStatus};
+use crate::observe::{IoCheck, IoView, LimitLevel, WorkerIo};
 
 /// Where the process is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +41,7 @@ pub(super) fn sources(control: &Control, probe: &Probe, started: Instant) -> Arc
     let workers = control.workers.clone();
     let (health, phase, status) = (control.health.clone(), control.phase.clone(), control.status.clone());
     let shared = control.shared.clone();
+    let xds = control.status.clone();
     Arc::new(AdminSources {
         registry: control.shared.registry.clone(),
         publisher: control.publisher.clone(),
@@ -49,7 +50,7 @@ pub(super) fn sources(control: &Control, probe: &Probe, started: Instant) -> Arc
         io: io_view(probe),
         workers: Arc::new(move || workers.iter().enumerate().map(|(at, worker)| worker_io(at, worker)).collect()),
         ready: Arc::new(move || readiness(*phase.borrow(), &health, status.waiting())),
-        xds: Arc::new(XdsStatus::default),
+        xds: Arc::new(move || xds.view()),
         limits: Arc::new(move || {
             let now_ns = shared.since_start_ns(Instant::now());
             let mut levels = Vec::new();
