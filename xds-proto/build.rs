@@ -154,6 +154,20 @@ fn envoy_types_dir() -> Result<PathBuf, Box<dyn Error>> {
         return Ok(PathBuf::from(dir));
     }
     let manifest_dir = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").ok_or("CARGO_MANIFEST_DIR is not set")?);
+    let lock = manifest_dir.ancestors().map(|dir| dir.join("Cargo.lock")).find(|lock| lock.exists());
+    if let Some(lock) = &lock {
+        println!("cargo::rerun-if-changed={}", lock.display());
+    }
+    named_by_metadata(&manifest_dir).or_else(|reason| {
+        lock.and_then(|lock| downloaded(&lock)).ok_or_else(|| {
+            format!("{reason}\nRun `cargo fetch` first, or set {OVERRIDE} to the folder of the envoy-types sources.")
+                .into()
+        })
+    })
+}
+
+/// As cargo names it: follows vendoring, patches and other registries.
+fn named_by_metadata(manifest_dir: &Path) -> Result<PathBuf, Box<dyn Error>> {
     // Cargo has fetched what this build needs, so nothing may be fetched here. The platform filter
     // keeps crates of other systems, which were never fetched, out of the answer.
     let output = Command::new(env::var_os("CARGO").ok_or("CARGO is not set")?)
@@ -163,20 +177,10 @@ fn envoy_types_dir() -> Result<PathBuf, Box<dyn Error>> {
         .arg(manifest_dir.join("Cargo.toml"))
         .output()?;
     if !output.status.success() {
-        return Err(format!(
-            "`cargo metadata` could not name the envoy-types crate: {}\nRun `cargo fetch` first, or set \
-             {OVERRIDE} to the folder of its sources.",
-            String::from_utf8_lossy(&output.stderr)
-        )
-        .into());
+        let said = String::from_utf8_lossy(&output.stderr);
+        return Err(format!("`cargo metadata` could not name the envoy-types crate: {said}").into());
     }
     let metadata: Value = serde_json::from_slice(&output.stdout)?;
-    if let Some(root) = metadata["workspace_root"].as_str() {
-        let lock = Path::new(root).join("Cargo.lock");
-        if lock.exists() {
-            println!("cargo::rerun-if-changed={}", lock.display());
-        }
-    }
     let manifest = metadata["packages"]
         .as_array()
         .into_iter()
@@ -184,6 +188,19 @@ fn envoy_types_dir() -> Result<PathBuf, Box<dyn Error>> {
         .find(|package| package["name"] == "envoy-types")
         .and_then(|package| package["manifest_path"].as_str())
         .ok_or("`cargo metadata` lists no package envoy-types")?;
-    let dir = Path::new(manifest).parent().ok_or("the manifest of envoy-types has no folder")?;
-    Ok(dir.to_path_buf())
+    Ok(Path::new(manifest).parent().ok_or("the manifest of envoy-types has no folder")?.to_path_buf())
+}
+
+/// Where cargo unpacks what it downloads. `cargo metadata` asks for the whole workspace, test dependencies too; on a
+/// machine that has only built, these were never fetched and it fails.
+fn downloaded(lock: &Path) -> Option<PathBuf> {
+    let lock = fs::read_to_string(lock).ok()?;
+    let (_, entry) = lock.split_once("name = \"envoy-types\"\nversion = \"")?;
+    let version = entry.split('"').next()?;
+    let home = env::var_os("CARGO_HOME").map(PathBuf::from).or_else(|| Some(env::home_dir()?.join(".cargo")))?;
+    fs::read_dir(home.join("registry/src"))
+        .ok()?
+        .filter_map(Result::ok)
+        .map(|registry| registry.path().join(format!("envoy-types-{version}")))
+        .find(|dir| dir.join("proto").is_dir())
 }
