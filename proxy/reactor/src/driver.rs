@@ -114,11 +114,6 @@ impl Driver {
         either!(self, accept(socket))
     }
 
-    /// Ends accepting ahead; `Moved` once what was accepted is in the queue.
-    pub(crate) fn stop_accept(&mut self, socket: &Rc<Socket>) -> Step {
-        either!(self, stop_accept(socket))
-    }
-
     /// Brings bytes, or the end, into the receive side.
     pub(crate) fn fill(&mut self, socket: &Rc<Socket>) -> Step {
         either!(self, fill(socket))

@@ -2,8 +2,8 @@
 //!
 //! **Shape.** A stream is registered once, edge-triggered; its two readiness flags are cleared by the call that finds
 //! nothing, so steady traffic costs no `epoll_ctl`. A receive takes a pool block only when bytes are expected, and
-//! never ahead of the reader. A listener is registered level-triggered and exclusive, and only while somebody accepts:
-//! with edges, a connection signalled to a runtime that has stopped accepting would be seen by no other.
+//! never ahead of the reader. A listener is watched, exclusively, only from an accept that found nothing to the next
+//! event.
 //!
 //! **Cancel.** Nothing is ever in flight: a release closes at once. The generation in an event's token tells a new
 //! socket's events from an old one's.
@@ -133,41 +133,20 @@ impl Epoll {
     }
 
     pub(crate) fn accept(&mut self, socket: &Rc<Socket>) -> Step {
-        loop {
-            self.meters.syscalls.add(1);
-            let accepted = accept_now(socket);
-            let mut side = socket.accept.borrow_mut();
-            let error = match accepted {
-                Ok(connection) => {
-                    side.ready.push_back(connection);
-                    return Step::Moved;
-                }
-                Err(error) => error,
-            };
-            let errno = error.raw_os_error().unwrap_or(libc::EIO);
-            if is_of_connection(errno) {
-                continue;
-            }
-            if errno != libc::EAGAIN {
-                side.errno = Some(errno);
-                return Step::Moved;
-            }
-            if !side.is_registered {
-                let token = self.token(socket);
-                let added = self.control(libc::EPOLL_CTL_ADD, socket.raw(), LISTENER_EVENTS, token);
-                if let Err(error) = added {
-                    side.errno = Some(error.raw_os_error().unwrap_or(libc::EIO));
-                    return Step::Moved;
-                }
-                side.is_registered = true;
-            }
+        let mut side = socket.accept.borrow_mut();
+        if side.is_watched {
             return Step::Wait;
         }
-    }
-
-    /// Nothing is accepted ahead: there is nothing to end.
-    pub(crate) fn stop_accept(&mut self, _socket: &Rc<Socket>) -> Step {
-        Step::Moved
+        if side.take_one(socket, &self.meters) {
+            return Step::Moved;
+        }
+        let token = self.token(socket);
+        if let Err(error) = self.control(libc::EPOLL_CTL_ADD, socket.raw(), LISTENER_EVENTS, token) {
+            side.errno = Some(error.raw_os_error().unwrap_or(libc::EIO));
+            return Step::Moved;
+        }
+        side.is_watched = true;
+        Step::Wait
     }
 
     pub(crate) fn fill(&mut self, socket: &Rc<Socket>) -> Step {
@@ -315,16 +294,11 @@ impl Epoll {
             return;
         }
         let mut side = socket.accept.borrow_mut();
-        if side.is_registered {
-            if side.wakers.is_empty() {
-                // Nobody accepts: leave the connection to other runtimes until somebody does.
-                side.is_registered = false;
-                let raw = socket.raw();
-                drop(side);
-                let _ = self.control(libc::EPOLL_CTL_DEL, raw, 0, 0);
-            } else {
-                woken.append(&mut side.wakers);
-            }
+        if side.is_watched {
+            side.is_watched = false;
+            woken.append(&mut side.wakers);
+            // Whoever accepts next joins the end of the line: runtimes that share the socket take turns.
+            let _ = self.control(libc::EPOLL_CTL_DEL, socket.raw(), 0, 0);
             return;
         }
         drop(side);
@@ -356,16 +330,6 @@ impl Drop for Epoll {
             drop(slot.socket);
         }
     }
-}
-
-/// One connection out of the backlog.
-pub(crate) fn accept_now(socket: &Socket) -> io::Result<(OwnedFd, SocketAddr)> {
-    let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
-    // SAFETY: `try_init` gives a zeroed address storage and its length, which the call fills and keeps no pointer to.
-    let (fd, address) =
-        unsafe { SockAddr::try_init(|address, len| owned(libc::accept4(socket.raw(), address.cast(), len, flags)))? };
-    let peer = address.as_socket().ok_or_else(|| io::Error::from_raw_os_error(libc::ECONNABORTED))?;
-    Ok((fd, peer))
 }
 
 /// Fills blocks in order: bytes, 0 for FIN, or the error.
@@ -412,23 +376,6 @@ fn send_gathered(socket: &Socket, send: &SendSide) -> io::Result<usize> {
         count += 1;
     }
     socket.with_fd(|fd| fd.send_vectored_with_flags(&slices[..count], libc::MSG_NOSIGNAL))
-}
-
-/// Errors of accept that belong to the connection that failed, not to the listener: accept(2), "Error handling".
-pub(crate) fn is_of_connection(errno: i32) -> bool {
-    matches!(
-        errno,
-        libc::ECONNABORTED
-            | libc::EINTR
-            | libc::EPROTO
-            | libc::ENETDOWN
-            | libc::ENOPROTOOPT
-            | libc::EHOSTDOWN
-            | libc::ENONET
-            | libc::EHOSTUNREACH
-            | libc::EOPNOTSUPP
-            | libc::ENETUNREACH
-    )
 }
 
 fn last_errno() -> i32 {

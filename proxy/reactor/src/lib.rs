@@ -37,7 +37,7 @@ pub use mailbox::{Mailbox, Sender, mailbox};
 pub use meters::{Counters, counters};
 
 pub use probe::{Check, IoChoice, Probe, ProbeError, probe};
-pub use socket::AHEAD_BLOCKS;
+pub use socket::{AHEAD_BLOCKS, CLOSING_ACCEPTS};
 pub use tcp::{TcpListener, TcpStream};
 pub use timers::{Elapsed, Sleep, sleep, sleep_until, timeout, timeout_at};
 

@@ -15,14 +15,16 @@ use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::task::{Context, Waker};
 
-use socket2::SockRef;
+use socket2::{SockAddr, SockRef};
 
 use crate::buffers::Buf;
+use crate::driver::owned;
+use crate::meters::Meters;
 
 /// Most blocks received ahead of a stream's reader.
 pub const AHEAD_BLOCKS: usize = 8;
 /// Most connections taken out of the backlog by the close of a listener.
-pub(crate) const CLOSING_ACCEPTS: usize = 16;
+pub const CLOSING_ACCEPTS: usize = 128;
 /// Most slices in one gathered send.
 pub(crate) const GATHER: usize = 64;
 
@@ -228,7 +230,56 @@ pub(crate) struct AcceptSide {
     pub(crate) ready: VecDeque<(OwnedFd, SocketAddr)>,
     pub(crate) errno: Option<i32>,
     pub(crate) wakers: Vec<Waker>,
-    pub(crate) arm: Arm,
-    /// Epoll: registered with the epoll instance.
-    pub(crate) is_registered: bool,
+    /// The driver tells when a connection comes.
+    pub(crate) is_watched: bool,
+}
+
+impl AcceptSide {
+    /// Takes one connection, or an error, out of the backlog; false when there is none.
+    pub(crate) fn take_one(&mut self, socket: &Socket, meters: &Meters) -> bool {
+        loop {
+            meters.syscalls.add(1);
+            let error = match accept_now(socket) {
+                Ok(connection) => {
+                    self.ready.push_back(connection);
+                    return true;
+                }
+                Err(error) => error,
+            };
+            let errno = error.raw_os_error().unwrap_or(libc::EIO);
+            if errno == libc::EAGAIN {
+                return false;
+            }
+            if !is_of_connection(errno) {
+                self.errno = Some(errno);
+                return true;
+            }
+        }
+    }
+}
+
+fn accept_now(socket: &Socket) -> io::Result<(OwnedFd, SocketAddr)> {
+    let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: `try_init` gives a zeroed address storage and its length, which the call fills and keeps no pointer to.
+    let (fd, address) =
+        unsafe { SockAddr::try_init(|address, len| owned(libc::accept4(socket.raw(), address.cast(), len, flags)))? };
+    let peer = address.as_socket().ok_or_else(|| io::Error::from_raw_os_error(libc::ECONNABORTED))?;
+    Ok((fd, peer))
+}
+
+/// Errors of accept that belong to the connection that failed, not to the listener: accept(2), "Error handling".
+fn is_of_connection(errno: i32) -> bool {
+    matches!(
+        errno,
+        libc::ECONNABORTED
+            | libc::EINTR
+            | libc::EPROTO
+            | libc::ENETDOWN
+            | libc::ENOPROTOOPT
+            | libc::EHOSTDOWN
+            | libc::ENONET
+            | libc::EHOSTUNREACH
+            | libc::EOPNOTSUPP
+            | libc::ENETUNREACH
+    )
 }

@@ -25,7 +25,6 @@ use std::time::Duration;
 
 use crate::buffers::Buf;
 use crate::driver;
-use crate::epoll;
 use crate::executor::{self, Core};
 use crate::socket::{CLOSING_ACCEPTS, End, Socket, Step, register};
 
@@ -33,8 +32,9 @@ fn no_runtime() -> io::Error {
     io::Error::other("no runtime on this thread: sockets are made inside Runtime::block_on")
 }
 
-/// A listening socket. Several runtimes may each hold a duplicate of one socket (exclusive wake-ups). A drop resets
-/// connections that were accepted ahead; [`TcpListener::close`] hands them over.
+/// A listening socket. Several runtimes may each hold a duplicate of one socket: they take turns. No connection is
+/// accepted before somebody asks for it, so a drop loses none that the other holders could serve; one whose wake-up
+/// came here just before waits until their next, unless this runtime serves what [`TcpListener::close`] returns.
 pub struct TcpListener {
     core: Rc<Core>,
     socket: Rc<Socket>,
@@ -84,23 +84,17 @@ impl TcpListener {
         }
     }
 
-    /// Stops listening and returns the connections that were accepted ahead or still lay in the backlog: a drain
-    /// serves them, a plain drop resets them. Cancel: as a drop.
-    pub async fn close(self) -> Vec<(TcpStream, SocketAddr)> {
-        poll_fn(|cx| {
-            if let Ok(Step::Wait) = self.core.with_driver(|driver| driver.stop_accept(&self.socket)) {
-                self.socket.accept.borrow_mut().wakers.push(cx.waker().clone());
-                return Poll::Pending;
+    /// Stops listening and returns the connections that still lay in the backlog, at most [`CLOSING_ACCEPTS`]: when
+    /// this is the socket's last holder, a plain drop resets them.
+    pub fn close(self) -> Vec<(TcpStream, SocketAddr)> {
+        let mut side = self.socket.accept.borrow_mut();
+        while side.ready.len() < CLOSING_ACCEPTS && side.errno.is_none() {
+            if !side.take_one(&self.socket, &self.core.meters) {
+                break;
             }
-            Poll::Ready(())
-        })
-        .await;
-        let mut taken = mem::take(&mut self.socket.accept.borrow_mut().ready);
-        // A wake-up that this runtime had and did not use would reach no other that shares the socket.
-        for _ in 0..CLOSING_ACCEPTS {
-            let Ok(connection) = epoll::accept_now(&self.socket) else { break };
-            taken.push_back(connection);
         }
+        let taken = mem::take(&mut side.ready);
+        drop(side);
         let opened = taken.into_iter().filter_map(|(fd, peer)| {
             let stream = TcpStream::open(&self.core, fd, peer).ok()?;
             Some((stream, peer))

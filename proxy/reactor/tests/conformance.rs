@@ -41,7 +41,7 @@ on_both! {
     a_stream_dropped_while_its_send_is_blocked_is_closed in cancel,
     a_dropped_flush_finishes_what_is_in_flight in cancel,
     a_closed_stream_sends_its_fin_at_once in cancel,
-    a_closed_listener_hands_over_what_it_accepted in cancel,
+    a_closed_listener_hands_its_backlog_over in cancel,
     a_slow_reader_bounds_what_is_received in limits,
     small_messages_do_not_pile_up in limits,
     an_idle_connection_holds_no_block in limits,

@@ -10,8 +10,6 @@ use std::task::Waker;
 use io_uring::cqueue;
 
 use super::{Op, Ring, WAKE};
-use crate::driver::owned;
-use crate::epoll::is_of_connection;
 use crate::socket::{AHEAD_BLOCKS, Arm, End, Socket};
 
 impl Ring {
@@ -49,7 +47,7 @@ impl Ring {
         let is_closing = slot.is_closing;
         let result = completion.result();
         match op {
-            Op::Accept => self.accepted(index, &socket, result, woken),
+            Op::Accept => came(&socket, result, woken),
             Op::Cancel => {}
             Op::Connect => connected(&socket, result, woken),
             Op::Recv => self.received(index, &socket, completion, woken),
@@ -57,42 +55,6 @@ impl Ring {
         }
         if is_closing {
             self.retire(index);
-        }
-    }
-
-    fn accepted(&mut self, index: u32, socket: &Socket, result: i32, woken: &mut Vec<Waker>) {
-        let slot = &self.slots[index as usize];
-        let (is_closing, is_armed) = (slot.is_closing, slot.in_flight & Op::Accept.bit() != 0);
-        let mut side = socket.accept.borrow_mut();
-        if !is_armed {
-            side.arm = Arm::Idle;
-        }
-        if result >= 0 {
-            let Ok(fd) = owned(result) else { return };
-            self.meters.syscalls.add(1);
-            let peer = socket2::SockRef::from(&fd).peer_addr();
-            // Without an address the peer has reset already: the connection is of no use to anybody.
-            if let Some(peer) = peer.ok().and_then(|peer| peer.as_socket())
-                && !is_closing
-            {
-                side.ready.push_back((fd, peer));
-            }
-        } else if result != -libc::ECANCELED && result != -libc::EAGAIN && !is_of_connection(-result) {
-            side.errno = Some(-result);
-        }
-        if is_closing {
-            return;
-        }
-        let nobody_waits = side.wakers.is_empty();
-        if !side.ready.is_empty() || side.errno.is_some() || side.arm == Arm::Idle {
-            // Idle without news: whoever waits asks again, which arms the next accept.
-            woken.append(&mut side.wakers);
-        }
-        if nobody_waits && side.arm == Arm::Armed && side.ready.len() > 1 {
-            // What is taken now would wait here while another runtime that shares the socket may be free.
-            side.arm = Arm::Cancelling;
-            drop(side);
-            self.cancel(index, Op::Accept);
         }
     }
 
@@ -168,6 +130,16 @@ impl Ring {
         drop(send);
         socket.settle_fin();
     }
+}
+
+/// A connection came, or the watch failed: whoever accepts looks again.
+fn came(socket: &Socket, result: i32, woken: &mut Vec<Waker>) {
+    let mut side = socket.accept.borrow_mut();
+    side.is_watched = false;
+    if result < 0 && result != -libc::ECANCELED {
+        side.errno = Some(-result);
+    }
+    woken.append(&mut side.wakers);
 }
 
 fn connected(socket: &Socket, result: i32, woken: &mut Vec<Waker>) {

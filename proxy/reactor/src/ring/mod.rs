@@ -2,7 +2,7 @@
 //!
 //! **Shape.** A [`Slot`] per socket holds the memory of its operations and counts those in the kernel. `user_data` is
 //! slot (32 bits) · generation (24) · operation (8). Receives are multishot into the buffer ring, capped so that they
-//! stop by themselves [`AHEAD_BLOCKS`] ahead of the reader; accepts are multishot; sends go one at a time.
+//! stop by themselves [`AHEAD_BLOCKS`] ahead of the reader; sends go one at a time; a listener is watched by a poll.
 //! ```text
 //!   open ─► operations come and go ─► release: cancel each ─► last completion ─► close the descriptor ─► slot vacant
 //! ```
@@ -158,7 +158,6 @@ impl Ring {
 
     pub(crate) fn listen(&mut self, socket: &Rc<Socket>) -> io::Result<()> {
         self.insert(socket);
-        socket.accept.borrow_mut().arm = Arm::Idle;
         Ok(())
     }
 
@@ -176,28 +175,20 @@ impl Ring {
 
     pub(crate) fn accept(&mut self, socket: &Rc<Socket>) -> Step {
         let mut side = socket.accept.borrow_mut();
-        if side.arm == Arm::Idle {
-            side.arm = Arm::Armed;
-            let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
-            let accept = opcode::AcceptMulti::new(Fd(socket.raw())).flags(flags);
-            self.start(socket.token.get(), Op::Accept, accept.build());
+        if side.is_watched {
+            return Step::Wait;
         }
+        if side.take_one(socket, &self.meters) {
+            return Step::Moved;
+        }
+        // One event, for one of the runtimes that share the socket; the next watch joins the end of their line. A
+        // multishot accept would stay at its head: one runtime got every connection, and those accepted ahead were
+        // reset when it stopped.
+        side.is_watched = true;
+        let events = libc::POLLIN as u32 | libc::EPOLLEXCLUSIVE as u32;
+        let watch = opcode::PollAdd::new(Fd(socket.raw()), events);
+        self.start(socket.token.get(), Op::Accept, watch.build());
         Step::Wait
-    }
-
-    /// Cancels the accept; `Moved` once it has ended and what it took is in the queue.
-    pub(crate) fn stop_accept(&mut self, socket: &Rc<Socket>) -> Step {
-        let mut side = socket.accept.borrow_mut();
-        match side.arm {
-            Arm::Armed => {
-                side.arm = Arm::Cancelling;
-                drop(side);
-                self.cancel(socket.token.get(), Op::Accept);
-                Step::Wait
-            }
-            Arm::Cancelling => Step::Wait,
-            Arm::Direct | Arm::Idle | Arm::Parked => Step::Moved,
-        }
     }
 
     pub(crate) fn fill(&mut self, socket: &Rc<Socket>) -> Step {

@@ -23,8 +23,7 @@ pub(crate) fn build(entries: u32) -> io::Result<IoUring> {
 }
 
 /// Operations this driver submits, by name; the probe asks the kernel for each.
-pub(crate) const OPCODES: [(&str, u8); 7] = [
-    ("ACCEPT", opcode::Accept::CODE),
+pub(crate) const OPCODES: [(&str, u8); 6] = [
     ("ASYNC_CANCEL", opcode::AsyncCancel::CODE),
     ("CONNECT", opcode::Connect::CODE),
     ("POLL_ADD", opcode::PollAdd::CODE),

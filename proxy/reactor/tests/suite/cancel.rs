@@ -260,7 +260,7 @@ pub(crate) fn a_closed_stream_sends_its_fin_at_once(driver: DriverKind) {
     });
 }
 
-pub(crate) fn a_closed_listener_hands_over_what_it_accepted(driver: DriverKind) {
+pub(crate) fn a_closed_listener_hands_its_backlog_over(driver: DriverKind) {
     const CONNECTIONS: usize = 6;
     run(driver, async {
         let (listener, address) = listen();
@@ -269,7 +269,7 @@ pub(crate) fn a_closed_listener_hands_over_what_it_accepted(driver: DriverKind) 
         for _ in 0..CONNECTIONS {
             clients.push(TcpStream::connect(address).await.unwrap());
         }
-        let handed = listener.close().await;
+        let handed = listener.close();
         assert_eq!(handed.len(), CONNECTIONS);
         for (stream, _) in &handed {
             stream.queue(Buf::from_static(b"served"));
