@@ -149,8 +149,9 @@ fn eject_now_and_then(victim: &EndpointCell, started: Instant, second: u64) {
     let is_out = second % 45 >= 3 && second % 45 < 33;
     if is_out && !victim.ejected.swap(true, Relaxed) {
         victim.ejections.fetch_add(1, Relaxed);
-        let until = started.elapsed() + Duration::from_secs(30);
-        victim.ejected_until_ms.store(u64::try_from(until.as_millis()).unwrap_or(0), Relaxed);
+        let now_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(0);
+        victim.ejected_at_ms.store(now_ms, Relaxed);
+        victim.ejected_until_ms.store(now_ms + 30_000, Relaxed);
     } else if !is_out {
         victim.ejected.store(false, Relaxed);
         victim.ejected_until_ms.store(0, Relaxed);

@@ -120,8 +120,8 @@ pub(super) struct EndpointRow {
 /// An ejection that lasts.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub(super) struct Ejection {
-    /// When it was first seen here; `null` when it began before anybody watched.
-    pub since_unix_ms: Option<u64>,
+    /// Milliseconds since it began; `null` when that is not told.
+    pub age_ms: Option<u64>,
     /// Milliseconds left; `null` when the end is not told.
     pub remaining_ms: Option<u64>,
 }

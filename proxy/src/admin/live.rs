@@ -151,7 +151,7 @@ struct EndpointState {
 fn endpoint_state(sources: &AdminSources, cell: &EndpointCell) -> Value {
     let uptime_ms = u64::try_from(sources.started.elapsed().as_millis()).unwrap_or(u64::MAX);
     let is_ejected = cell.ejected.load(Relaxed);
-    let until_ms = cell.ejected_until_ms.load(Relaxed);
+    let [at_ms, until_ms] = [&cell.ejected_at_ms, &cell.ejected_until_ms].map(|cell| cell.load(Relaxed));
     json!({
         "active": cell.active.load(Relaxed),
         "connections": cell.connections.load(Relaxed),
@@ -160,6 +160,7 @@ fn endpoint_state(sources: &AdminSources, cell: &EndpointCell) -> Value {
         "failures": cell.failures.load(Relaxed),
         "connect_failures": cell.connect_failures.load(Relaxed),
         "is_ejected": is_ejected,
+        "ejection_age_ms": (is_ejected && at_ms > 0).then(|| uptime_ms.saturating_sub(at_ms)),
         "ejection_remaining_ms": (is_ejected && until_ms > 0).then(|| until_ms.saturating_sub(uptime_ms)),
         "ejections": cell.ejections.load(Relaxed),
     })

@@ -73,8 +73,7 @@ struct EndpointState {
     active: u32,
     connections: u32,
     ejections: u64,
-    is_ejected: bool,
-    remaining_ms: Option<u64>,
+    ejected: Option<Ejection>,
 }
 
 /// Reads all counters each second.
@@ -87,7 +86,6 @@ pub(super) struct Sampler {
     listeners: HashMap<Arc<str>, Track>,
     clusters: HashMap<Arc<str>, Track>,
     endpoints: HashMap<(Arc<str>, SocketAddr), Track>,
-    ejected_since: HashMap<(Arc<str>, SocketAddr), Option<u64>>,
     total: VecDeque<f64>,
 }
 
@@ -102,10 +100,9 @@ impl Sampler {
             listeners: HashMap::new(),
             clusters: HashMap::new(),
             endpoints: HashMap::new(),
-            ejected_since: HashMap::new(),
             total: VecDeque::new(),
         };
-        sampler.read(0.0, 0);
+        sampler.read(0.0);
         sampler
     }
 
@@ -115,7 +112,7 @@ impl Sampler {
         self.at = now;
         self.turn += 1;
         let at_unix_ms = unix_ms(SystemTime::now());
-        let states = self.read(span, at_unix_ms);
+        let states = self.read(span);
         let snapshot = self.sources.publisher.current();
         let (totals, rate) = self.totals(&states);
         push_bounded(&mut self.total, rate, HISTORY);
@@ -145,12 +142,12 @@ impl Sampler {
     }
 
     /// Moves every track on by one turn, and drops those whose key is gone.
-    fn read(&mut self, span: f64, at_unix_ms: u64) -> HashMap<(Arc<str>, SocketAddr), EndpointState> {
+    fn read(&mut self, span: f64) -> HashMap<(Arc<str>, SocketAddr), EndpointState> {
         let turn = self.turn;
         self.read_routes(span);
         self.read_clusters(span);
         self.read_listeners(span);
-        let states = self.read_endpoints(span, at_unix_ms);
+        let states = self.read_endpoints(span);
         self.routes.retain(|_, track| track.seen == turn);
         self.clusters.retain(|_, track| track.seen == turn);
         self.listeners.retain(|_, track| track.seen == turn);
@@ -215,7 +212,7 @@ impl Sampler {
         });
     }
 
-    fn read_endpoints(&mut self, span: f64, at_unix_ms: u64) -> HashMap<(Arc<str>, SocketAddr), EndpointState> {
+    fn read_endpoints(&mut self, span: f64) -> HashMap<(Arc<str>, SocketAddr), EndpointState> {
         let turn = self.turn;
         let uptime_ms = u64::try_from(self.sources.started.elapsed().as_millis()).unwrap_or(u64::MAX);
         let mut states = HashMap::new();
@@ -224,25 +221,21 @@ impl Sampler {
             let failures = cell.failures.load(Relaxed);
             let counts = Counts { requests: cell.requests.load(Relaxed), failed: failures, ..Counts::default() };
             track_of(&mut self.endpoints, &key).advance(counts, SparseReport::default(), (turn, span));
-            let until = cell.ejected_until_ms.load(Relaxed);
-            let is_ejected = cell.ejected.load(Relaxed);
-            if is_ejected {
-                self.ejected_since.entry(key.clone()).or_insert((turn > 0).then_some(at_unix_ms));
-            } else {
-                self.ejected_since.remove(&key);
-            }
+            let (at, until) = (cell.ejected_at_ms.load(Relaxed), cell.ejected_until_ms.load(Relaxed));
+            let ejected = cell.ejected.load(Relaxed).then(|| Ejection {
+                age_ms: (at > 0).then(|| uptime_ms.saturating_sub(at)),
+                remaining_ms: (until > 0).then(|| until.saturating_sub(uptime_ms)),
+            });
             states.insert(
                 key,
                 EndpointState {
                     active: cell.active.load(Relaxed),
                     connections: cell.connections.load(Relaxed),
                     ejections: cell.ejections.load(Relaxed),
-                    is_ejected,
-                    remaining_ms: (until > 0).then(|| until.saturating_sub(uptime_ms)),
+                    ejected,
                 },
             );
         });
-        self.ejected_since.retain(|key, _| states.contains_key(key));
         states
     }
 
@@ -268,7 +261,7 @@ impl Sampler {
             active,
             retry_rate,
             limited_rate,
-            ejected: states.values().filter(|state| state.is_ejected).count(),
+            ejected: states.values().filter(|state| state.ejected.is_some()).count(),
             endpoints: states.len(),
         };
         (totals, rate)
@@ -352,16 +345,13 @@ impl Sampler {
         let mut endpoints: Vec<_> = set.endpoints.iter().collect();
         let state_of = |address: SocketAddr| states.get(&(cluster.clone(), address));
         let left_out = thin_out(&mut endpoints, MAX_ENDPOINTS, |endpoint| {
-            state_of(endpoint.address).is_some_and(|state| state.is_ejected || state.connections > 0)
+            state_of(endpoint.address).is_some_and(|state| state.ejected.is_some() || state.connections > 0)
         });
         let rows = endpoints.into_iter().map(|endpoint| {
             let key = (cluster.clone(), endpoint.address);
             let window = self.endpoints.get(&key).map(Track::window);
             let state = states.get(&key);
-            let ejected = state.filter(|state| state.is_ejected).map(|state| Ejection {
-                since_unix_ms: self.ejected_since.get(&key).copied().flatten(),
-                remaining_ms: state.remaining_ms,
-            });
+            let ejected = state.and_then(|state| state.ejected.clone());
             EndpointRow {
                 address: endpoint.address.to_string(),
                 weight: endpoint.weight,

@@ -147,3 +147,119 @@ fn endpoints(snapshot: &Snapshot) -> BTreeMap<&str, Told<'_, crate::config::Endp
     let told = |value| Told(value, describe::endpoint_set);
     snapshot.clusters().iter().map(|(cluster, set)| (cluster.name.as_str(), told(&**set))).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+
+    use crate::config::{
+        CircuitLimits, ClusterConfig, ClusterTarget, Discovery, EndpointSet, ForwardAction, HeaderEdits, LoadBalancing,
+        PathMatch, Resources, Route, RouteAction, RouteMatch, RouteTable, VirtualHost,
+    };
+    use std::time::Duration;
+
+    fn cluster(name: &str) -> Arc<ClusterConfig> {
+        Arc::new(ClusterConfig {
+            name: name.into(),
+            discovery: Discovery::Static(Arc::new(EndpointSet::default())),
+            connect_timeout: Duration::from_secs(5),
+            balancing: LoadBalancing::RoundRobin,
+            limits: CircuitLimits {
+                max_connections: 1,
+                max_pending_requests: 1,
+                max_requests: 1,
+                max_retries: 1,
+                retry_budget: None,
+            },
+            outlier: None,
+            panic_threshold_percent: 50,
+            idle_timeout: None,
+            max_requests_per_connection: None,
+            rate_limit: None,
+        })
+    }
+
+    fn table(target: &str) -> Arc<RouteTable> {
+        let route = Route {
+            name: "r".into(),
+            matches: RouteMatch {
+                path: PathMatch::Prefix("/".into()),
+                case_sensitive: true,
+                headers: Vec::new(),
+                query: Vec::new(),
+                fraction_ppm: 1_000_000,
+            },
+            action: RouteAction::Forward(ForwardAction {
+                target: ClusterTarget::One(target.into(), None),
+                cluster_not_found_status: 503,
+                timeout: None,
+                idle_timeout: None,
+                retry: None,
+                path_rewrite: None,
+                host_rewrite: None,
+            }),
+            rate_limit: None,
+            request_edits: HeaderEdits::default(),
+            response_edits: HeaderEdits::default(),
+        };
+        Arc::new(RouteTable {
+            name: "t".into(),
+            virtual_hosts: vec![VirtualHost {
+                name: "h".into(),
+                domains: vec!["*".into()],
+                routes: vec![Arc::new(route)],
+                request_edits: HeaderEdits::default(),
+                response_edits: HeaderEdits::default(),
+                rate_limit: None,
+            }],
+            request_edits: HeaderEdits::default(),
+            response_edits: HeaderEdits::default(),
+            ignore_port_in_host: false,
+        })
+    }
+
+    fn linked(epoch: u64, clusters: &[&str], target: &str) -> Snapshot {
+        let mut resources = Resources::default();
+        for name in clusters {
+            resources.clusters.insert((*name).into(), cluster(name));
+        }
+        resources.route_tables.insert("t".into(), table(target));
+        Snapshot::link(epoch, &resources).0
+    }
+
+    #[test]
+    fn a_new_place_of_a_cluster_is_no_change_of_a_table() {
+        let log = EpochLog::default();
+        let steps = [
+            linked(1, &["m"], "m"),
+            // "a" sorts first: "m" gets another index.
+            linked(2, &["a", "m"], "m"),
+            linked(3, &["a", "m"], "a"),
+            linked(4, &["a"], "m"),
+        ];
+        for pair in steps.windows(2) {
+            log.record(&pair[0], &pair[1], UNIX_EPOCH + Duration::from_millis(pair[1].epoch));
+        }
+        let [fourth, third, second] = &log.recent()[..] else { panic!("three changes") };
+        assert_eq!((&second.clusters.added[..], &second.route_tables), (&["a".to_owned()][..], &Difference::default()));
+        assert_eq!((&third.route_tables.changed[..], &third.clusters), (&["t".to_owned()][..], &Difference::default()));
+        assert_eq!(fourth.clusters.removed, ["m"]);
+        assert_eq!(fourth.route_tables.changed, ["t"], "its cluster is not there any more");
+        assert_eq!(log.published_unix_ms(3), Some(3));
+        assert_eq!(log.published_unix_ms(9), None);
+    }
+
+    #[test]
+    fn names_beyond_the_bound_are_counted_and_old_epochs_forgotten() {
+        let log = EpochLog::default();
+        let names: Vec<String> = (0..70).map(|at| format!("c{at:02}")).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        for epoch in 1..=20 {
+            log.record(&Snapshot::empty(), &linked(epoch, &names, "c00"), UNIX_EPOCH);
+        }
+        let recent = log.recent();
+        assert_eq!((recent.len(), recent[0].epoch, recent[15].epoch), (KEPT, 20, 5));
+        assert_eq!((recent[0].clusters.added.len(), recent[0].clusters.unlisted), (MAX_NAMES, 6));
+    }
+}

@@ -111,6 +111,8 @@ pub struct EndpointCell {
     pub ejected: AtomicBool,
     /// Ejections ever.
     pub ejections: AtomicU64,
+    /// Milliseconds since the process began at which the present ejection began; 0 when not ejected.
+    pub ejected_at_ms: AtomicU64,
     /// Milliseconds since the process began at which the present ejection ends; 0 when not ejected.
     pub ejected_until_ms: AtomicU64,
 }

@@ -176,6 +176,7 @@ impl Cluster {
 
     fn show_ejected(&self, endpoint: usize, ejected: &Ejected, now_ns: u64) {
         if let Some(endpoint) = self.endpoints.get(endpoint) {
+            endpoint.cell.ejected_at_ms.store(now_ns / 1_000_000, Ordering::Relaxed);
             endpoint.cell.ejected_until_ms.store(ejected.until_ns / 1_000_000, Ordering::Relaxed);
             endpoint.cell.ejections.fetch_add(1, Ordering::Relaxed);
             endpoint.cell.ejected.store(true, Ordering::Relaxed);

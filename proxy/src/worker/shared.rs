@@ -93,6 +93,7 @@ impl Shared {
             for address in state.ejector.sweep(config.outlier.as_ref(), now_ns) {
                 let cell = self.registry.endpoint(&name, address);
                 cell.ejected.store(false, Ordering::Relaxed);
+                cell.ejected_at_ms.store(0, Ordering::Relaxed);
                 cell.ejected_until_ms.store(0, Ordering::Relaxed);
                 tracing::info!(cluster = %config.name, %address, "endpoint returned from ejection");
             }

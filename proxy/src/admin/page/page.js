@@ -319,7 +319,7 @@ function buildEndpoint() {
   return row;
 }
 
-function showEndpoint(row, endpoint, now) {
+function showEndpoint(row, endpoint) {
   text(row.address, endpoint.address);
   const ejected = endpoint.ejected;
   row.element.classList.toggle("ejected", Boolean(ejected));
@@ -327,7 +327,7 @@ function showEndpoint(row, endpoint, now) {
   attribute(row.state, "data-health", usable ? "" : endpoint.health === "degraded" ? "degraded" : "off");
   if (ejected) {
     text(row.word, "Ejected");
-    const since = ejected.since_unix_ms ? "for " + span(now - ejected.since_unix_ms) : "";
+    const since = ejected.age_ms === null ? "" : "for " + span(ejected.age_ms);
     const until = ejected.remaining_ms === null ? "" : ejected.remaining_ms === 0 ? "returns at the next sweep" : "back in " + span(ejected.remaining_ms);
     text(row.more, [since, until].filter(Boolean).join(", "));
   } else {
@@ -360,7 +360,7 @@ function showClusters(frame) {
     setCount(row.ejections, sum("ejections"));
     setCount(row.connections, cluster.connections);
     arrange(row.element, row.endpoints, cluster.endpoints.map((endpoint) => endpoint.address), buildEndpoint);
-    for (const endpoint of cluster.endpoints) showEndpoint(row.endpoints.get(endpoint.address), endpoint, frame.at_unix_ms);
+    for (const endpoint of cluster.endpoints) showEndpoint(row.endpoints.get(endpoint.address), endpoint);
   }
   byId("clusters-empty").hidden = frame.clusters.length > 0;
   text(byId("clusters-hint"), frame.clusters_left_out ? grouped.format(frame.clusters_left_out) + " clusters without traffic are not listed." : "");

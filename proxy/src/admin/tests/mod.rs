@@ -2,5 +2,6 @@
 
 mod exposition;
 mod paths;
+mod sampling;
 mod stream;
 mod world;
