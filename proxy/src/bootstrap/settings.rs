@@ -24,13 +24,13 @@ pub struct Settings {
     #[arg(short = 'c', long = "config", value_name = "FILE")]
     pub config: PathBuf,
     /// Worker threads, 1 to 1024 [default: the CPUs that this process may use]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=MAX_WORKERS))]
+    #[arg(long, value_name = "N", allow_hyphen_values = true, value_parser = clap::value_parser!(u16).range(1..=MAX_WORKERS))]
     pub workers: Option<u16>,
     /// How sockets are driven; auto takes io_uring when the kernel allows it.
     #[arg(long, value_enum, default_value_t = IoChoice::Auto)]
     pub io: IoChoice,
     /// How long live requests may take to end when the process is told to stop: `45s`, `500ms`, `2m`.
-    #[arg(long, value_name = "TIME", default_value = "45s", value_parser = parse_span)]
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true, default_value = "45s", value_parser = parse_span)]
     pub drain_time: Duration,
     /// error, warn, info, debug or trace, also per module: `info,outrigger_proxy::xds=debug`.
     #[arg(long, value_name = "LEVEL", default_value = "info")]
