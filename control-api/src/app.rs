@@ -107,9 +107,9 @@ impl App {
     pub async fn run(self, signal: impl Future<Output = ()>) -> Result<(), RunError> {
         let (api, xds) = self.addresses()?;
         {
+            // Whoever starts it without an output does not want the line.
             let mut out = std::io::stdout().lock();
-            writeln!(out, "outrigger-control ready api={api} xds={xds}")?;
-            out.flush()?;
+            let _ = writeln!(out, "outrigger-control ready api={api} xds={xds}").and_then(|()| out.flush());
         }
         tracing::info!(%api, %xds, revision = self.api.store.current().revision, "ready");
         let sets = self.api.store.subscribe();

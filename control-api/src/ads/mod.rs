@@ -9,7 +9,7 @@
 //! ```
 //! Errors: a first message without a node, or with a role that does not parse, ends the stream with
 //! INVALID_ARGUMENT; the incremental method answers UNIMPLEMENTED.
-//! Limits: 20,000 streams; requests up to 8 MiB; keep-alive pings each 30 s, 20 s to answer.
+//! Limits: 20,000 streams; requests up to 8 MiB; keep-alive pings each 15 s, 10 s to answer.
 //! Source: the xDS protocol document; XDS.md §5.
 //! Tests: `dance/tests.rs` (pure), `tests/ads.rs` (real clients).
 
@@ -42,8 +42,8 @@ use crate::compile::{NodeRole, Snapshot};
 const STREAMS_MAX: usize = 20_000;
 const REQUEST_BYTES_MAX: usize = 8 << 20;
 const RESPONSE_BYTES_MAX: usize = 256 << 20;
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The compiled policy, as it changes.
 pub type Snapshots = watch::Receiver<Arc<Snapshot>>;

@@ -97,6 +97,11 @@ impl Roster {
         self.seats().proxies.values().cloned().collect()
     }
 
+    /// Looks at all connected proxies without copying them.
+    pub fn inspect<T>(&self, look: impl FnOnce(&mut dyn Iterator<Item = &ProxyView>) -> T) -> T {
+        look(&mut self.seats().proxies.values())
+    }
+
     /// Notices every change of the roster; intermediate ones may be skipped.
     #[must_use]
     pub fn subscribe(&self) -> watch::Receiver<u64> {

@@ -19,6 +19,7 @@ use crate::ads::ProxyView;
 use crate::model::duration::parse_duration;
 
 const TIMEOUT: Duration = Duration::from_secs(30);
+const LOOK_PAUSE: Duration = Duration::from_millis(5);
 const TIMEOUT_MAX: Duration = Duration::from_secs(600);
 
 /// What to wait for.
@@ -86,7 +87,7 @@ async fn wait_for(
     let mut stop = api.stop.clone();
     loop {
         roster.mark_unchanged();
-        let standing = Standing::of(&api.roster.proxies(), revision, wanted);
+        let standing = api.roster.inspect(|proxies| Standing::of(proxies, revision, wanted));
         if standing.lagging.is_empty() && standing.refused.is_empty() {
             return Ok(WaitAnswer { revision, running: standing.running });
         }
@@ -105,6 +106,8 @@ async fn wait_for(
                 return Err(ApiError::timed_out("the server is stopping; ask again"));
             }
         }
+        // Thousands of proxies answer within moments; one look serves many answers.
+        tokio::time::sleep(LOOK_PAUSE).await;
     }
 }
 
@@ -117,14 +120,14 @@ struct Standing {
 }
 
 impl Standing {
-    fn of(proxies: &[ProxyView], revision: u64, wanted: Option<&BTreeSet<String>>) -> Self {
+    fn of(proxies: &mut dyn Iterator<Item = &ProxyView>, revision: u64, wanted: Option<&BTreeSet<String>>) -> Self {
         let mut standing = Self::default();
-        let is_wanted = |node: &String| wanted.is_none_or(|wanted| wanted.contains(node));
-        for proxy in proxies.iter().filter(|proxy| is_wanted(&proxy.node)) {
+        let mut absent: BTreeSet<&String> = wanted.into_iter().flatten().collect();
+        for proxy in proxies.filter(|proxy| wanted.is_none_or(|wanted| wanted.contains(&proxy.node))) {
             standing.add(proxy, revision);
+            absent.remove(&proxy.node);
         }
-        let present: BTreeSet<&String> = proxies.iter().map(|proxy| &proxy.node).collect();
-        for node in wanted.into_iter().flatten().filter(|node| !present.contains(node)) {
+        for node in absent {
             standing.lagging.push(json!({ "node": node, "reason": "is not connected" }));
         }
         standing

@@ -18,10 +18,11 @@ pub type Touched = BTreeMap<ObjectKey, Option<usize>>;
 #[must_use]
 pub fn find_contradictions(set: &PolicySet, touched: &Touched) -> Vec<Problem> {
     let mut problems = Vec::new();
+    let owners = service_owners(set);
     for (key, document) in touched {
         let Some(object) = set.objects.get(key) else { continue };
         let mut found = match &object.spec {
-            Spec::HttpRoute(route) => route_problems(set, object, route),
+            Spec::HttpRoute(route) => [backend_problems(set, route), hostname_problems(&owners, route)].concat(),
             Spec::TrafficPolicy(policy) => target_problems(set, object, &policy.targets),
             Spec::RateLimit(limit) => target_problems(set, object, &limit.targets),
             Spec::Upstream(_) => Vec::new(),
@@ -64,36 +65,47 @@ fn refers(from: &ObjectKey, targets: &[TargetRef], key: &ObjectKey) -> bool {
     from.namespace == key.namespace && targets.iter().any(|target| target.kind == key.kind && target.name == key.name)
 }
 
-fn route_problems(set: &PolicySet, object: &Object, route: &HttpRoute) -> Vec<Problem> {
+/// Every name of every service, with the upstream that owns it.
+fn service_owners(set: &PolicySet) -> BTreeMap<String, (ObjectKey, String)> {
+    set.upstreams()
+        .flat_map(|(object, upstream)| {
+            let service = upstream.service_name.as_deref().unwrap_or(&object.key.name);
+            let owner = (object.key.clone(), service.to_owned());
+            service_names(&object.key.namespace, service).map(|name| (name, owner.clone()))
+        })
+        .collect()
+}
+
+fn backend_problems(set: &PolicySet, route: &HttpRoute) -> Vec<Problem> {
     let mut problems = Vec::new();
     for (rule_index, rule) in route.rules.iter().enumerate() {
         for (index, backend) in rule.backends.iter().enumerate() {
             let key = ObjectKey::new(Kind::Upstream, &backend.namespace, &backend.name);
             if !set.objects.contains_key(&key) {
-                problems.push(missing(set, &key, format!("spec.rules[{rule_index}].backendRefs[{index}].name")));
+                let path = format!("spec.rules[{rule_index}].backendRefs[{index}].name");
+                problems.push(missing(set, &key, path));
             }
         }
     }
+    problems
+}
+
+fn hostname_problems(owners: &BTreeMap<String, (ObjectKey, String)>, route: &HttpRoute) -> Vec<Problem> {
+    let mut problems = Vec::new();
     for (index, hostname) in route.hostnames.iter().enumerate() {
-        let owner = set.upstreams().find(|(upstream, spec)| {
-            let service = spec.service_name.as_deref().unwrap_or(&upstream.key.name);
-            service_names(&upstream.key.namespace, service).contains(hostname)
-        });
-        if let Some((upstream, _)) = owner {
-            let service = &upstream.key;
-            let own = route.parents.iter().any(|p| p.namespace == service.namespace);
-            if !own || route.parents.iter().all(|parent| parent.name != service.name) {
-                problems.push(Problem {
-                    path: format!("spec.hostnames[{index}]"),
-                    value: Some(hostname.clone()),
-                    message: format!("is already a name of {service}"),
-                    remedy: Some("bind the route to it with parentRefs instead".to_owned()),
-                    ..Problem::default()
-                });
-            }
+        let Some((upstream, service)) = owners.get(hostname) else { continue };
+        let is_own =
+            |parent: &super::http_route::ParentRef| parent.namespace == upstream.namespace && parent.name == *service;
+        if !route.parents.iter().any(is_own) {
+            problems.push(Problem {
+                path: format!("spec.hostnames[{index}]"),
+                value: Some(hostname.clone()),
+                message: format!("is already a name of {upstream}"),
+                remedy: Some("bind the route to it with parentRefs instead".to_owned()),
+                ..Problem::default()
+            });
         }
     }
-    let _ = object;
     problems
 }
 

@@ -1,6 +1,7 @@
 //! Purpose: our kinds `TrafficPolicy` and `RateLimit`, which attach to routes and upstreams.
 //! Shape: a [`TargetRef`] names a whole HTTPRoute, one of its rules (`sectionName`), or an Upstream.
-//! A limit is a [`TokenBucket`]; every target has its own bucket in every proxy.
+//! A limit is a [`TokenBucket`]; every target has its own bucket in every proxy. Timeouts and retries
+//! on an Upstream hold for calls of its service by name, where no nearer policy sets them.
 //! Units: a bucket refills `fill` tokens each `interval`; Envoy's smallest interval is 50 ms.
 
 use std::time::Duration;

@@ -17,6 +17,7 @@
 mod tests;
 
 use std::collections::BTreeSet;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use envoy_types::pb::envoy::service::discovery::v3::{DiscoveryRequest, DiscoveryResponse};
@@ -67,6 +68,8 @@ impl Subscription {
 #[derive(Debug)]
 pub struct Dance {
     desired: NodeResources,
+    /// Versions of what is desired, per type; made once, for thousands of streams ask often.
+    versions: [OnceLock<String>; 4],
     subscriptions: [Option<Subscription>; 4],
     expects_listeners: bool,
     nonce: u64,
@@ -80,6 +83,7 @@ impl Dance {
     pub fn new(role: &NodeRole, desired: NodeResources) -> Self {
         Self {
             desired,
+            versions: [const { OnceLock::new() }; 4],
             subscriptions: [const { None }; 4],
             expects_listeners: role.outbound.is_some() || role.inbound.is_some(),
             nonce: 0,
@@ -91,6 +95,7 @@ impl Dance {
     /// The newest policy; replaces what was not pushed yet.
     pub fn desire(&mut self, desired: NodeResources) {
         self.desired = desired;
+        self.versions = [const { OnceLock::new() }; 4];
         self.held_since = None;
         self.note_running();
     }
@@ -150,6 +155,7 @@ impl Dance {
                 let refusal = take_answer(subscription, request);
                 let desired = self.desired.of(kind);
                 take_names(subscription, wanted_names(kind, request), desired);
+                self.versions[kind as usize] = OnceLock::new();
                 refusal
             }
         };
@@ -211,16 +217,29 @@ impl Dance {
         }
     }
 
+    /// The version of what is desired of a type; removed clusters that are kept for a while not
+    /// counted.
+    fn desired_version(&self, subscription: &Subscription, kind: ResourceType) -> &str {
+        self.versions[kind as usize]
+            .get_or_init(|| version_of(select(subscription, self.desired.of(kind), &[]).into_iter()))
+    }
+
     /// Version and content of a type, when they are to be pushed now.
     fn due(&self, kind: ResourceType) -> Option<(String, ResourceSet)> {
         let subscription = self.subscription(kind).filter(|one| one.pending.is_none())?;
         let retained = self.retained_clusters(kind);
-        let set = select(subscription, self.desired.of(kind), &retained);
-        let version = version_of(set.iter().copied());
+        let version = if retained.is_empty() {
+            self.desired_version(subscription, kind).to_owned()
+        } else {
+            version_of(select(subscription, self.desired.of(kind), &retained).into_iter())
+        };
         let is_held = subscription.held.as_ref() == Some(&version);
         let is_refused = subscription.refused.as_ref().is_some_and(|one| one.version == version);
-        let is_due = (!is_held && !is_refused) || subscription.is_forced;
-        is_due.then(|| (version, set.into_iter().cloned().collect()))
+        if (is_held || is_refused) && !subscription.is_forced {
+            return None;
+        }
+        let set = select(subscription, self.desired.of(kind), &retained);
+        Some((version, set.into_iter().cloned().collect()))
     }
 
     /// Whether the proxy runs, or has refused, what is desired of a type.
@@ -254,10 +273,7 @@ impl Dance {
     }
 
     fn runs_desired(&self, kind: ResourceType) -> bool {
-        self.subscription(kind).is_none_or(|subscription| {
-            let set = select(subscription, self.desired.of(kind), &[]);
-            subscription.held.as_ref() == Some(&version_of(set.into_iter()))
-        })
+        self.subscription(kind).is_none_or(|one| one.held.as_deref() == Some(self.desired_version(one, kind)))
     }
 
     fn note_running(&mut self) {
