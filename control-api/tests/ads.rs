@@ -200,8 +200,9 @@ fn a_refusal_is_shown_fails_the_wait_and_is_not_repeated() {
         assert!(control.send("GET", "/metrics", "").1.to_string().contains("nacks_total{type=\\\"EDS\\\"} 1"));
         assert!(reader.is_quiet().await, "the refused version was sent again");
         control.apply(&upstream("a", 3));
-        assert_eq!(port_of(&reader.take(EDS).await), 3);
-        assert_eq!(wait(&control, json!({ "revision": 3 })).await.0, 200);
+        // The wait begins before the proxy hears of revision 3: the old refusal must not end it.
+        let (waited, taken) = tokio::join!(wait(&control, json!({ "revision": 3 })), reader.take(EDS));
+        assert_eq!((waited.0, port_of(&taken)), (200, 3), "{:#}", waited.1);
     });
 }
 

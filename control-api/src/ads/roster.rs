@@ -48,6 +48,8 @@ pub struct TypeView {
     pub nacks: u64,
     /// The last refused version, until a later one is accepted.
     pub nacked_version: Option<String>,
+    /// Whether that is what it should run, so that it stays behind until the policy changes.
+    pub is_refusing: bool,
     /// Why it refused.
     pub nack_message: Option<String>,
 }
@@ -184,6 +186,7 @@ impl Seat {
                 pending_nonce: subscription.pending.as_ref().map(|(nonce, _)| nonce.clone()),
                 nacks: subscription.refusals,
                 nacked_version: subscription.refused.as_ref().map(|one| one.version.clone()),
+                is_refusing: dance.is_refusing(kind),
                 nack_message: subscription.refused.as_ref().map(|one| one.message.clone()),
             };
             view.types.insert(kind.short_name().to_owned(), shown);

@@ -138,8 +138,10 @@ impl Standing {
             self.running.push(proxy.node.clone());
             return;
         }
-        let refusal = proxy.types.iter().find_map(|(kind, view)| {
-            let message = view.nack_message.as_ref().filter(|_| view.pending_version.is_none())?;
+        // A refusal of an older revision says nothing about this one.
+        let knows = proxy.desired_revision >= revision;
+        let refusal = proxy.types.iter().filter(|(_, view)| knows && view.is_refusing).find_map(|(kind, view)| {
+            let message = view.nack_message.as_ref()?;
             Some(format!("refused {kind}: {message}"))
         });
         if let Some(reason) = refusal {

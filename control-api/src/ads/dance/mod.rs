@@ -124,6 +124,14 @@ impl Dance {
         self.held_since.map(|since| since + HOLD_MAX)
     }
 
+    /// Whether the proxy has refused what is desired of a type, so that nothing will change by waiting.
+    #[must_use]
+    pub fn is_refusing(&self, kind: ResourceType) -> bool {
+        self.subscription(kind).is_some_and(|one| one.refused.is_some() && one.pending.is_none())
+            && self.due(kind).is_none()
+            && !self.runs_desired(kind)
+    }
+
     /// Takes a request; a NACK comes back as its refusal.
     pub fn take_request(&mut self, request: &DiscoveryRequest) -> Result<Option<Refusal>, Status> {
         let Some(kind) = ResourceType::from_type_url(&request.type_url) else {

@@ -175,7 +175,9 @@ fn a_refused_version_is_not_sent_again_until_something_changes() {
     assert_eq!(reader.dance.running_revision(), Some(1));
     reader.dance.desire(resources(3, &[("a", 2)]));
     assert!(reader.push().is_none(), "the same content under a new revision is still refused");
+    assert!(reader.dance.is_refusing(EDS));
     reader.dance.desire(resources(4, &[("a", 3)]));
+    assert!(!reader.dance.is_refusing(EDS), "the new content was not refused yet");
     reader.ack(EDS);
     assert_eq!(reader.dance.running_revision(), Some(4));
     assert_eq!(reader.dance.subscription(EDS).expect("asked").refused, None);
