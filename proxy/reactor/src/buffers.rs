@@ -117,13 +117,17 @@ impl Pool {
     /// Takes a block back. Its `Rc` must be the only one.
     pub(crate) fn give(&self, block: Rc<Block>) {
         debug_assert_eq!(Rc::strong_count(&block), 1);
+        self.free.borrow_mut().push(block);
+    }
+
+    /// Frees a quarter of what lies unused beyond the resting number, coldest first. Called once in a while: a load
+    /// that swings around the resting number must not allocate each time.
+    pub(crate) fn trim(&self) {
         let mut free = self.free.borrow_mut();
-        if free.len() < self.resting {
-            free.push(block);
-        } else {
-            drop(free);
-            drop(block);
-        }
+        let excess = self.live.get().saturating_sub(self.resting).min(free.len());
+        let parted: Vec<_> = free.drain(..excess.div_ceil(4)).collect();
+        drop(free);
+        drop(parted);
     }
 
     /// Blocks that [`Pool::take`] would still give.
@@ -136,9 +140,9 @@ impl Pool {
         self.live.get() - self.free.borrow().len() - self.lent.get()
     }
 
-    /// True when load has taken more blocks than the pool keeps at rest.
+    /// True when so many blocks are held that each stream must do with fewer.
     pub(crate) fn is_pressed(&self) -> bool {
-        self.in_use() > self.resting
+        self.in_use() > self.limit / 2
     }
 }
 
@@ -542,7 +546,11 @@ mod tests {
         assert!(pool.is_pressed());
         assert_eq!(pool.available(), 0);
         drop(held);
-        assert_eq!(pool.live.get(), 2, "only the resting blocks are kept");
+        assert_eq!(pool.live.get(), 5, "a swing of load allocates once");
+        for left in [4, 3, 2, 2] {
+            pool.trim();
+            assert_eq!(pool.live.get(), left, "a quarter at a time, down to the resting number");
+        }
         let again: Vec<_> = (0..5).map(|_| pool.take().unwrap()).collect();
         let mut ids: Vec<_> = again.iter().map(|block| block.id()).collect();
         ids.sort_unstable();

@@ -33,6 +33,8 @@ use crate::{DriverKind, Options};
 
 const POLLS_PER_TURN: usize = 128;
 const READY_PER_POLL: u32 = 64;
+/// Time between two looks at blocks that load has left behind.
+const TRIM_EVERY: Duration = Duration::from_secs(1);
 
 thread_local! {
     static CURRENT: RefCell<Option<Rc<Core>>> = const { RefCell::new(None) };
@@ -212,6 +214,7 @@ pub(crate) struct Core {
     ready: RefCell<VecDeque<TaskKey>>,
     remote: Arc<Remote>,
     ready_left: Cell<u32>,
+    trim_due: Cell<Instant>,
 }
 
 impl Core {
@@ -310,6 +313,10 @@ impl Core {
         self.meters.turns.add(1);
         let turned = self.with_driver(|driver| driver.turn(wait, woken));
         self.clock.set(Instant::now());
+        if self.now() >= self.trim_due.get() {
+            self.trim_due.set(self.now() + TRIM_EVERY);
+            self.pool.trim();
+        }
         self.remote.drain(&mut self.ready.borrow_mut());
         self.wheel.borrow_mut().advance(self.now(), woken);
         woken.drain(..).for_each(Waker::wake);
@@ -353,6 +360,7 @@ impl Runtime {
             ready: RefCell::default(),
             remote: Arc::new(Remote { state: AtomicU8::new(RUNNING), keys: Mutex::default(), event }),
             ready_left: Cell::new(READY_PER_POLL),
+            trim_due: Cell::new(clock + TRIM_EVERY),
         });
         Ok(Self { core, roots: 0 })
     }

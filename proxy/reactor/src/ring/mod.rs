@@ -278,8 +278,9 @@ impl Ring {
         recv.arm = Arm::Armed;
         let fd = Fd(socket.raw());
         let entry = if self.is_capped {
-            // One block may be queued already; under memory pressure each stream gets a single one.
-            let blocks = if self.pool.is_pressed() { 1 } else { AHEAD_BLOCKS - 1 };
+            // One block may be queued already, and the kernel ends at the first receive past the cap: up to one more.
+            // Under memory pressure each stream gets a single one.
+            let blocks = if self.pool.is_pressed() { 1 } else { AHEAD_BLOCKS - 2 };
             capped(opcode::RecvMulti::new(fd, BUFFER_GROUP).build(), (blocks * self.pool.block_bytes()) as u32)
         } else if recv.is_bulk {
             // Nothing else bounds a fast sender: one block at a time.
