@@ -1,5 +1,6 @@
 //! Where the xDS server is and what is asked of it.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,6 +8,7 @@ use core::api_config_source::ApiType;
 use core::config_source::ConfigSourceSpecifier;
 use core::grpc_service::TargetSpecifier;
 use envoy_types::pb::envoy::config::bootstrap::v3 as proto;
+use envoy_types::pb::envoy::config::cluster::v3::Cluster;
 use envoy_types::pb::envoy::config::core::v3 as core;
 use prost::Message as _;
 
@@ -106,8 +108,7 @@ impl Reader {
                     self.refuse(format!("{path}.envoy_grpc.cluster_name"), reason);
                     return None;
                 };
-                let encoded = cluster.encode_to_vec();
-                let found = convert::server_addresses(&encoded);
+                let found = convert::server_addresses(&gives_addresses(cluster).encode_to_vec());
                 let servers = self.take(&format!("static_resources.clusters[{at}]"), found)?;
                 let authority = if grpc.authority.is_empty() { &cluster.name } else { &grpc.authority };
                 let limit = grpc.max_receive_message_length.and_then(|limit| usize::try_from(limit.value).ok());
@@ -116,28 +117,12 @@ impl Reader {
                     ..AdsConfig::at(&cluster.name, servers, authority)
                 })
             }
-            Some(TargetSpecifier::GoogleGrpc(grpc)) => {
-                let uri = grpc.target_uri.as_str();
-                let plain = ["dns:///", "dns:", "ipv4:", "ipv6:", "http://"]
-                    .iter()
-                    .find_map(|scheme| uri.strip_prefix(scheme))
-                    .unwrap_or(uri);
-                let parsed = plain.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse::<u16>().ok()?)));
-                let Some((host, port)) = parsed.filter(|(host, _)| !host.is_empty()) else {
-                    self.refuse(format!("{path}.google_grpc.target_uri"), format!("{uri:?} is not host:port"));
-                    return None;
-                };
-                if grpc.channel_credentials.is_some() || !grpc.call_credentials.is_empty() {
-                    self.refuse(
-                        format!("{path}.google_grpc.channel_credentials"),
-                        "TLS to the xDS server is not served; leave credentials out",
-                    );
-                }
-                let host = host.trim_start_matches('[').trim_end_matches(']');
-                Some(AdsConfig::at(uri, vec![(host.into(), port)], plain))
+            Some(TargetSpecifier::GoogleGrpc(_)) => {
+                self.refuse(format!("{path}.google_grpc"), "is not served; use envoy_grpc and a static cluster");
+                None
             }
             None => {
-                self.refuse(path, "names no server; one of envoy_grpc, google_grpc is required");
+                self.refuse(path, "names no server; envoy_grpc is required");
                 None
             }
         }
@@ -159,6 +144,16 @@ impl Reader {
         }
         metadata
     }
+}
+
+/// The cluster without what it says of its protocol, which is gRPC's, and need not be one that routes may use.
+fn gives_addresses(cluster: &Cluster) -> Cluster {
+    let mut plain = Cluster { typed_extension_protocol_options: HashMap::new(), ..cluster.clone() };
+    #[allow(deprecated, reason = "bootstrap files have it")]
+    {
+        plain.http2_protocol_options = None;
+    }
+    plain
 }
 
 impl AdsConfig {

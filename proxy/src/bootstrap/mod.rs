@@ -122,13 +122,14 @@ struct Reader {
 
 impl Reader {
     fn refuse(&mut self, path: impl Into<String>, reason: impl Into<String>) {
-        self.problems.push(Problem { path: path.into(), reason: reason.into() });
+        let path = path.into();
+        // A field that the reader and the support table refuse is told once.
+        if !self.problems.iter().any(|problem| problem.path == path) {
+            self.problems.push(Problem { path, reason: reason.into() });
+        }
     }
 
     fn bootstrap(&mut self, message: &proto::Bootstrap) -> Bootstrap {
-        let (problems, ignored) = convert::unsupported_in_bootstrap(message);
-        self.problems.extend(problems.into_iter().map(|r| Problem { path: r.path, reason: r.problem }));
-        self.ignored.extend(ignored);
         let ads = self.ads(message);
         let resources = self.resources(message, ads.as_ref());
         if ads.is_some() {
@@ -137,9 +138,13 @@ impl Reader {
                 self.refuse("node.id", "is empty; the xDS server knows this proxy by it");
             }
         }
+        let admin = self.admin(message.admin.as_ref());
+        let (unserved, ignored) = convert::unsupported_in_bootstrap(message);
+        unserved.into_iter().for_each(|reason| self.refuse(reason.path, reason.problem));
+        self.ignored.extend(ignored);
         Bootstrap {
             node: node(message.node.clone().unwrap_or_default()),
-            admin: self.admin(message.admin.as_ref()),
+            admin,
             resources,
             ads,
             ignored: std::mem::take(&mut self.ignored),

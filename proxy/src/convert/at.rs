@@ -11,6 +11,7 @@ use std::fmt;
 use std::time::Duration;
 
 use envoy_types::pb::google::protobuf::{self as google, Any};
+use outrigger_xds_proto::any;
 use prost::{Message, Name};
 
 use super::rejection::Findings;
@@ -220,10 +221,10 @@ impl At<'_, Option<google::Duration>> {
 impl At<'_, Any> {
     /// The message inside, when it is an `M`; whoever calls has looked at the type URL.
     pub(super) fn unpack<M: Message + Default + Name>(&self) -> Option<M> {
-        match M::decode(self.value.value.as_slice()) {
+        match any::unpack::<M>(self.value) {
             Ok(message) => Some(message),
             Err(error) => {
-                self.refuse(format_args!("does not decode as {}: {error}", M::full_name()));
+                self.refuse(error);
                 None
             }
         }
@@ -234,9 +235,9 @@ impl At<'_, Any> {
         self.type_name() == M::full_name()
     }
 
-    /// The full name of the message inside.
-    pub(super) fn type_name(&self) -> &str {
-        self.value.type_url.rsplit_once('/').map_or(self.value.type_url.as_str(), |(_, name)| name)
+    /// The full name of the message inside, also of one that a `TypedStruct` stands for.
+    pub(super) fn type_name(&self) -> String {
+        any::content_type(self.value).unwrap_or_else(|_| self.value.type_url.chars().take(200).collect())
     }
 }
 

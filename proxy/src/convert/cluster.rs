@@ -372,11 +372,15 @@ fn http_options(read: &mut Connections, any: &At<'_, Any>, cluster: &str) {
             let explicit = options.field("explicit_http_config", explicit);
             match &explicit.value.protocol_config {
                 Some(ProtocolConfig::HttpProtocolOptions(_)) => {}
-                Some(ProtocolConfig::Http2ProtocolOptions(_)) => {
-                    explicit.refuse("HTTP/2 to the upstream is not served; use http_protocol_options");
+                Some(ProtocolConfig::Http2ProtocolOptions(http2)) => {
+                    explicit
+                        .field("http2_protocol_options", http2)
+                        .refuse("HTTP/2 to the upstream is not served; use http_protocol_options");
                 }
-                Some(ProtocolConfig::Http3ProtocolOptions(_)) => {
-                    explicit.refuse("HTTP/3 to the upstream is not served; use http_protocol_options");
+                Some(ProtocolConfig::Http3ProtocolOptions(http3)) => {
+                    explicit
+                        .field("http3_protocol_options", http3)
+                        .refuse("HTTP/3 to the upstream is not served; use http_protocol_options");
                 }
                 None => explicit.refuse("names no protocol; http_protocol_options is required"),
             }

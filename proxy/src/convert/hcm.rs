@@ -191,7 +191,7 @@ fn filters(
                 filter.refuse("only one local rate limit in a chain is served");
             }
             limit = policy::local_rate_limit(any.with(&settings), place);
-        } else if filter.value.is_optional || IDLE_FILTERS.contains(&any.type_name()) {
+        } else if filter.value.is_optional || IDLE_FILTERS.contains(&any.type_name().as_str()) {
             any.ignore();
         } else {
             any.refuse(format_args!(

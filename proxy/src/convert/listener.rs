@@ -144,7 +144,7 @@ fn network_filters(chain: &At<'_, proto::FilterChain>, name: &str) -> Option<Htt
         } else if any.is::<HttpConnectionManager>() {
             let Some(hcm) = any.unpack::<HttpConnectionManager>() else { continue };
             read = Some(hcm::connection_manager(any.with(&hcm), name));
-        } else if IDLE_FILTERS.contains(&any.type_name()) {
+        } else if IDLE_FILTERS.contains(&any.type_name().as_str()) {
             any.ignore();
         } else {
             any.refuse(format_args!(

@@ -11,7 +11,7 @@
 //! **Source.** Envoy's v3 API and its documented constraints and defaults. Stricter: durations that do not fit the
 //! timers, an address twice in one cluster (the first counts), a filter chain that does not end in a terminal filter.
 //!
-//! **Tests.** Each constraint at the foot of its file; random and mutated messages in `fuzz.rs`.
+//! **Tests.** Every constraint, and random and mutated messages, in `tests.rs`.
 
 #![allow(deprecated, reason = "older control planes send fields that Envoy has deprecated")]
 
@@ -28,6 +28,8 @@ mod rejection;
 mod route;
 mod route_action;
 mod route_match;
+#[cfg(test)]
+mod tests;
 mod unsupported;
 
 pub use cluster::{cluster, server_addresses};
@@ -42,6 +44,7 @@ use std::time::Duration;
 use envoy_types::pb::envoy::config::bootstrap::v3::Bootstrap;
 use envoy_types::pb::envoy::config::core::v3::Address;
 use envoy_types::pb::google::protobuf as google;
+use outrigger_xds_proto::any;
 use prost::{Message, Name};
 
 use at::At;
@@ -57,17 +60,16 @@ fn convert<M, T>(
 where
     M: Message + Default + Name,
 {
-    let message = match M::decode(encoded) {
+    let message = match any::decode::<M>(encoded) {
         Ok(message) => message,
         Err(error) => {
-            let rejection =
-                Rejection::new(kind, "", "", format_args!("does not decode as {}: {error}", M::full_name()));
+            let rejection = Rejection::new(kind, "", "", error);
             return Converted { name: String::new(), result: Err(rejection), ignored: Vec::new() };
         }
     };
     let findings = Findings::default();
-    unsupported::find::<M>(encoded, &findings);
     let value = read(At::root(&findings, &message));
+    unsupported::find::<M>(encoded, &findings);
     findings.finish(kind, name_of(&message), value)
 }
 

@@ -116,6 +116,14 @@ impl Findings {
         }
     }
 
+    /// As [`Findings::refuse`], unless a reason at that place is there already.
+    pub(super) fn refuse_unless_told(&self, path: String, problem: &str) {
+        let path = bounded(&path);
+        if !self.reasons.borrow().iter().any(|reason| reason.path == path) {
+            self.refuse(path, problem);
+        }
+    }
+
     pub(super) fn ignore(&self, path: String) {
         let mut ignored = self.ignored.borrow_mut();
         if !ignored.contains(&path) && ignored.len() < MAX_REASONS {

@@ -255,3 +255,231 @@ async fn the_dance_in_order_and_one_publish_of_the_closed_graph() {
     })
     .await;
 }
+
+/// Asks and answers of the start, up to the first published epoch: cluster `a`, listener `in`, table `t` → `a`.
+async fn start(world: &mut World) -> Talk {
+    let mut talk = world.talk().await;
+    talk.acked("1", vec![cluster("a", 1001)]).await;
+    talk.acked("1", vec![listener("in", "t")]).await;
+    talk.acked("1", vec![table("t", "a")]).await;
+    assert_eq!(world.snapshot().await.epoch, 1);
+    talk
+}
+
+#[tokio::test]
+async fn a_bad_resource_is_named_while_its_sibling_is_applied() {
+    with_client(FETCH, "", |mut world| async move {
+        let mut talk = start(&mut world).await;
+        let mut bad = Cluster { name: "bad".into(), ..Default::default() };
+        bad.connect_timeout = Some(envoy_types::pb::google::protobuf::Duration { seconds: 0, nanos: 0 });
+        let mut broken = json::from_value::<Cluster>(&json!({ "name": "a" })).unwrap();
+        broken.lb_policy = 99;
+        let nonce = talk.push("2", vec![cluster("b", 1002), any::pack(&bad), any::pack(&broken)]).await;
+        let nack = talk.answer(&nonce).await;
+        assert_eq!(nack.version_info, "1");
+        let detail = nack.error_detail.unwrap();
+        assert_eq!(detail.code, 3);
+        assert!(detail.message.contains("cluster \"bad\": connect_timeout: 0s is not above 0s"), "{}", detail.message);
+        assert!(detail.message.contains("cluster \"a\": lb_policy: 99 is not a known value"), "{}", detail.message);
+        let snapshot = world.snapshot().await;
+        assert_eq!(snapshot.epoch, 2);
+        assert!(snapshot.cluster_index("b").is_some() && snapshot.cluster_index("bad").is_none());
+        // The refused one keeps its last good version.
+        let (_, endpoints) = snapshot.cluster(snapshot.cluster_index("a").unwrap()).unwrap();
+        assert_eq!(endpoints.endpoints[0].address.port(), 1001);
+        let seen = &world.status.view().types[0];
+        assert_eq!((seen.version.as_str(), seen.accepted, seen.rejected), ("1", 1, 1));
+        talk.acked("3", vec![cluster("a", 1003), cluster("b", 1002)]).await;
+        assert_eq!(world.snapshot().await.epoch, 3);
+        assert_eq!(world.status.view().types[0].last_rejection, None);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_does_not_decode_refuses_the_whole_and_duplicates_count_once() {
+    with_client(FETCH, "", |mut world| async move {
+        let mut talk = start(&mut world).await;
+        let garbage = Any { type_url: Type::Clusters.url().to_owned(), value: vec![0xff; 9] };
+        let nonce = talk.push("2", vec![cluster("b", 1002), garbage]).await;
+        assert_eq!(talk.answer(&nonce).await.version_info, "1");
+        let nonce = talk.push("3", vec![cluster("a", 1004), cluster("a", 1005)]).await;
+        let detail = talk.answer(&nonce).await.error_detail.unwrap().message;
+        assert!(detail.contains("cluster \"a\": is there twice"), "{detail}");
+        let snapshot = world.snapshot().await;
+        assert_eq!((snapshot.epoch, snapshot.clusters().len()), (2, 1));
+        assert_eq!(snapshot.clusters()[0].1.endpoints[0].address.port(), 1004);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_lost_stream_is_opened_again_with_what_is_held() {
+    with_client(FETCH, "", |mut world| async move {
+        drop(start(&mut world).await);
+        let mut talk = world.talk().await;
+        let first = talk.request().await;
+        assert_eq!((first.type_url.as_str(), first.version_info.as_str()), (Type::Clusters.url(), "1"));
+        assert_eq!((first.response_nonce.as_str(), first.node.unwrap().id.as_str()), ("", "n0"));
+        assert_eq!(talk.request().await.type_url, Type::Listeners.url());
+        let tables = talk.request().await;
+        assert_eq!((tables.version_info.as_str(), tables.resource_names), ("1", vec!["t".to_owned()]));
+        // The same again is no news.
+        talk.acked("1", vec![cluster("a", 1001)]).await;
+        talk.acked("1", vec![table("t", "a")]).await;
+        talk.acked("2", vec![cluster("a", 1002)]).await;
+        assert_eq!(world.snapshot().await.epoch, 2);
+        assert_eq!(world.status.view().connects, 2);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn removal_ends_a_listener_and_a_cluster_that_nobody_names() {
+    with_client(FETCH, "", |mut world| async move {
+        let mut talk = start(&mut world).await;
+        talk.acked("2", vec![listener("other", "t")]).await;
+        let snapshot = world.snapshot().await;
+        assert!(snapshot.listener("in").is_none() && snapshot.listener("other").is_some());
+        // A cluster that routes still name lingers, so that the order of removals does not matter.
+        talk.acked("2", vec![cluster("b", 1002)]).await;
+        let snapshot = world.snapshot().await;
+        assert!(snapshot.cluster_index("a").is_some() && snapshot.cluster_index("b").is_some());
+        talk.acked("2", vec![table("t", "b")]).await;
+        let snapshot = world.snapshot().await;
+        assert_eq!(routed_cluster(&snapshot, "other"), ("b".to_owned(), true));
+        assert!(snapshot.cluster_index("a").is_none());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_deadline_ends_the_wait_and_names_what_is_missing() {
+    with_client("0.3s", "", |mut world| async move {
+        let mut talk = world.talk().await;
+        talk.acked("1", vec![eds_cluster("a")]).await;
+        talk.acked("1", vec![listener("in", "t")]).await;
+        let snapshot = world.snapshot().await;
+        assert!(snapshot.routes_of(snapshot.listener("in").unwrap()).is_none());
+        let view = world.status.view();
+        assert!(view.warming.iter().any(|text| text.contains("route table \"t\" of listener \"in\"")), "{view:?}");
+        assert!(view.warming.iter().any(|text| text.contains("endpoints of cluster \"a\"")), "{view:?}");
+        assert!(!world.status.is_ready());
+        // What is known to be missing holds nothing up.
+        talk.acked("2", vec![eds_cluster("a"), cluster("b", 1)]).await;
+        assert!(world.snapshot().await.cluster_index("b").is_some());
+        talk.acked("1", vec![table("t", "nowhere")]).await;
+        let snapshot = world.snapshot().await;
+        assert_eq!(routed_cluster(&snapshot, "in"), ("nowhere".to_owned(), false));
+        talk.acked("1", vec![endpoints("a", 5)]).await;
+        world.snapshot().await;
+        talk.acked("2", vec![table("t", "a")]).await;
+        world.snapshot().await;
+        assert!(world.status.is_ready() && world.status.waiting().is_empty());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn in_whatever_order_a_push_arrives_no_epoch_is_a_mix() {
+    with_client(FETCH, "", |mut world| async move {
+        let mut talk = world.talk().await;
+        let chance = Chance::from_seed(7);
+        let mut epoch = 0;
+        for round in 0..40_u32 {
+            let name = format!("c{round}");
+            let mut pushes = vec![
+                vec![eds_cluster(&name)],
+                vec![endpoints(&name, 1000 + round)],
+                vec![listener("in", "t")],
+                vec![table("t", &name)],
+            ];
+            for at in (1..pushes.len()).rev() {
+                pushes.swap(at, usize::try_from(chance.below(at as u64 + 1)).unwrap());
+            }
+            for push in pushes {
+                talk.push(&round.to_string(), push).await;
+            }
+            // Endpoints and routes sent before they were asked for are left out; a server sends them when asked.
+            talk.push(&round.to_string(), vec![endpoints(&name, 1000 + round)]).await;
+            talk.push(&round.to_string(), vec![table("t", &name)]).await;
+            loop {
+                let snapshot = world.snapshot().await;
+                epoch += 1;
+                assert_eq!(snapshot.epoch, epoch);
+                let (routed, is_there) = routed_cluster(&snapshot, "in");
+                assert!(is_there, "{routed} dangles in round {round}");
+                let at = snapshot.cluster_index(&routed).unwrap();
+                let port = u32::from(snapshot.cluster(at).unwrap().1.endpoints[0].address.port());
+                assert_eq!(format!("c{}", port - 1000), routed);
+                if routed == name && snapshot.clusters().len() == 1 {
+                    break;
+                }
+            }
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn many_resources_are_taken_in_bounded_time() {
+    with_client(FETCH, "", |mut world| async move {
+        let mut talk = world.talk().await;
+        talk.acked("1", vec![listener("in", "t")]).await;
+        talk.acked("1", vec![table("t", "c7")]).await;
+        let mut all: Vec<Any> = (0..50_000).map(|at| cluster_quick(&format!("c{at}"))).collect();
+        let began = std::time::Instant::now();
+        talk.acked("1", all.clone()).await;
+        let snapshot = world.snapshot().await;
+        assert_eq!(snapshot.clusters().len(), 50_000);
+        let first = began.elapsed();
+        // One change among them is recognised by its bytes: the rest is not read again.
+        all[7] = cluster("c7", 9);
+        let began = std::time::Instant::now();
+        talk.acked("2", all).await;
+        world.snapshot().await;
+        let second = began.elapsed();
+        assert!(first < Duration::from_secs(40) && second < first, "{first:?}, then {second:?}");
+    })
+    .await;
+}
+
+fn cluster_quick(name: &str) -> Any {
+    any::pack(&Cluster { name: name.to_owned(), ..Default::default() })
+}
+
+#[tokio::test]
+async fn without_a_server_the_file_is_published_once_and_names_are_looked_up() {
+    let text = "static_resources:
+  clusters:
+  - name: d
+    type: STRICT_DNS
+    load_assignment: { cluster_name: d, endpoints: [ { lb_endpoints: [ { endpoint: { address: { socket_address:
+      { address: localhost, port_value: 81 } } } } ] } ] }";
+    let bootstrap = bootstrap::parse(Path::new("b.yaml"), text).unwrap();
+    let (publish, mut published) = mpsc::unbounded_channel();
+    let status = Arc::<XdsStatus>::default();
+    let client = run(Arc::new(bootstrap), status.clone(), |s| publish.send(s).unwrap());
+    let test = async {
+        let snapshot: Arc<Snapshot> = published.recv().await.unwrap();
+        assert_eq!((snapshot.epoch, snapshot.clusters()[0].1.endpoints.len()), (1, 1));
+    };
+    tokio::select! {
+        () = test => {}
+        () = client => panic!("the client stopped"),
+        () = tokio::time::sleep(Duration::from_secs(30)) => panic!("the test hangs"),
+    }
+    assert!(published.try_recv().is_err() && !status.view().configured);
+}
+
+#[tokio::test]
+async fn what_the_file_configures_stands() {
+    let extra = "  - { name: fixed, type: STATIC }\n";
+    with_client(FETCH, extra, |mut world| async move {
+        let mut talk = world.talk().await;
+        let nonce = talk.push("1", vec![cluster("fixed", 1)]).await;
+        let detail = talk.answer(&nonce).await.error_detail.unwrap().message;
+        assert!(detail.contains("cluster \"fixed\": name: is configured in the bootstrap file"), "{detail}");
+    })
+    .await;
+}

@@ -1,0 +1,467 @@
+use envoy_types::pb::envoy::config::cluster::v3::Cluster;
+use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
+use envoy_types::pb::envoy::config::listener::v3::Listener;
+use envoy_types::pb::envoy::config::route::v3::RouteConfiguration;
+use outrigger_xds_proto::json;
+use proptest::prelude::*;
+use prost::Message as _;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::config::{Discovery, LoadBalancing, RouteAction};
+
+/// Lays `over` over `base`: objects merge, the rest replaces.
+fn merge(base: &mut Value, over: &Value) {
+    match (base, over) {
+        (Value::Object(base), Value::Object(over)) => {
+            for (key, value) in over {
+                merge(base.entry(key.clone()).or_insert(Value::Null), value);
+            }
+        }
+        (base, over) => *base = over.clone(),
+    }
+}
+
+fn with(mut base: Value, over: &Value) -> Value {
+    merge(&mut base, over);
+    base
+}
+
+fn base_cluster() -> Value {
+    json!({ "name": "pay", "type": "STATIC" })
+}
+
+fn base_endpoints() -> Value {
+    json!({ "cluster_name": "pay", "endpoints": [locality(&json!({}), &[endpoint(1, 80)])] })
+}
+
+fn endpoint(last: u8, port: u32) -> Value {
+    json!({ "endpoint": { "address": { "socket_address": {
+        "address": format!("10.0.0.{last}"), "port_value": port } } } })
+}
+
+fn locality(over: &Value, endpoints: &[Value]) -> Value {
+    with(json!({ "lb_endpoints": endpoints }), over)
+}
+
+fn base_route() -> Value {
+    json!({ "match": { "prefix": "/" }, "route": { "cluster": "pay" } })
+}
+
+fn base_table(routes: &Value) -> Value {
+    json!({ "name": "t", "virtual_hosts": [{ "name": "v", "domains": ["*"], "routes": routes }] })
+}
+
+fn hcm(over: &Value) -> Value {
+    with(
+        json!({
+            "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+            "stat_prefix": "s",
+            "route_config": base_table(&json!([base_route()])),
+            "http_filters": [router()],
+        }),
+        over,
+    )
+}
+
+fn router() -> Value {
+    json!({ "name": "router", "typed_config": {
+        "@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router" } })
+}
+
+fn base_listener(hcm: &Value) -> Value {
+    json!({ "name": "in", "address": { "socket_address": { "address": "127.0.0.1", "port_value": 0 } },
+        "filter_chains": [{ "filters": [{ "name": "hcm", "typed_config": hcm }] }] })
+}
+
+fn read_cluster(value: &Value) -> Converted<crate::config::ClusterConfig> {
+    cluster(&json::from_value::<Cluster>(value).unwrap().encode_to_vec())
+}
+
+fn read_endpoints(value: &Value) -> Converted<crate::config::EndpointSet> {
+    endpoints(&json::from_value::<ClusterLoadAssignment>(value).unwrap().encode_to_vec())
+}
+
+fn read_table(value: &Value) -> Converted<crate::config::RouteTable> {
+    route_table(&json::from_value::<RouteConfiguration>(value).unwrap().encode_to_vec())
+}
+
+fn read_listener(value: &Value) -> Converted<crate::config::ListenerConfig> {
+    listener(&json::from_value::<Listener>(value).unwrap().encode_to_vec())
+}
+
+/// Every one is refused, and says so at its place.
+fn all_refused<T: std::fmt::Debug>(read: impl Fn(&Value) -> Converted<T>, base: &Value, cases: &[(Value, &str)]) {
+    for (over, text) in cases {
+        let outcome = read(&with(base.clone(), over)).result;
+        let told = outcome.expect_err(&format!("{over} was taken")).to_string();
+        assert!(told.contains(text), "{over}\n told: {told}\nexpected: {text}");
+    }
+}
+
+#[test]
+fn a_rejection_reads_as_promised() {
+    let value =
+        json!({ "cluster_name": "pay", "endpoints": [locality(&json!({}), &[endpoint(1, 80), endpoint(2, 70_000)])] });
+    assert_eq!(
+        read_endpoints(&value).result.unwrap_err().to_string(),
+        "endpoints \"pay\": endpoints[0].lb_endpoints[1].endpoint.address.socket_address.port_value: \
+         70000 is not in 0..=65535"
+    );
+    let value = with(base_cluster(), &json!({ "connect_timeout": "0s", "outlier_detection": { "interval": "0s" } }));
+    assert_eq!(
+        read_cluster(&value).result.unwrap_err().to_string(),
+        "cluster \"pay\": connect_timeout: 0s is not above 0s; \
+         cluster \"pay\": outlier_detection.interval: 0s is not above 0s"
+    );
+}
+
+#[test]
+fn clusters_keep_their_constraints() {
+    let eds = json!({ "type": "EDS", "eds_cluster_config": { "eds_config": { "ads": {} } } });
+    assert!(matches!(
+        read_cluster(&with(base_cluster(), &eds)).result.unwrap().discovery,
+        Discovery::Eds(service) if &*service == "pay"
+    ));
+    all_refused(
+        read_cluster,
+        &base_cluster(),
+        &[
+            (json!({ "name": "" }), "name: is empty"),
+            (json!({ "name": "a\nb" }), "name: \"a\\nb\" has control characters"),
+            (json!({ "type": "EDS" }), "eds_cluster_config: is not set"),
+            (json!({ "type": "EDS", "eds_cluster_config": {} }), "eds_cluster_config.eds_config: is not set"),
+            (json!({ "type": "ORIGINAL_DST" }), "type: ORIGINAL_DST is not served"),
+            (json!({ "type": "STRICT_DNS" }), "load_assignment: is not set"),
+            (json!({ "type": "STRICT_DNS", "dns_refresh_rate": "0s" }), "dns_refresh_rate: 0s is not above 0s"),
+            (json!({ "lb_policy": "MAGLEV" }), "lb_policy: MAGLEV is not served"),
+            (
+                json!({ "lb_policy": "LEAST_REQUEST", "least_request_lb_config": { "choice_count": 1 } }),
+                "least_request_lb_config.choice_count: 1 is not in 2..=",
+            ),
+            (json!({ "load_balancing_policy": { "policies": [] } }), "load_balancing_policy.policies: none of these"),
+            (
+                json!({ "common_lb_config": { "healthy_panic_threshold": { "value": 100.5 } } }),
+                "healthy_panic_threshold.value: 100.5 is not in 0..=100",
+            ),
+            (
+                json!({ "outlier_detection": { "max_ejection_percent": 101 } }),
+                "max_ejection_percent: 101 is not in 0..=100",
+            ),
+            (
+                json!({ "outlier_detection": { "base_ejection_time": "10s", "max_ejection_time": "9s" } }),
+                "max_ejection_time: 9s is below base_ejection_time, 10s",
+            ),
+            (json!({ "outlier_detection": { "enforcing_consecutive_5xx": 101 } }), "101 is not in 0..=100"),
+            (
+                json!({ "transport_socket": { "name": "tls", "typed_config": {
+                "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext" } } }),
+                "transport_socket.typed_config: transport socket envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
+            ),
+            (
+                json!({ "typed_extension_protocol_options": {
+                "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+                    "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+                    "explicit_http_config": { "http2_protocol_options": {} } } } }),
+                "explicit_http_config.http2_protocol_options: HTTP/2 to the upstream is not served",
+            ),
+            (
+                json!({ "metadata": { "typed_filter_metadata": { "outrigger.policy.v1.ClusterPolicy": {
+                "@type": "type.googleapis.com/outrigger.policy.v1.ClusterPolicy",
+                "local_rate_limit": { "max_tokens": 1, "fill_interval": "0.001s" } } } } }),
+                "local_rate_limit.fill_interval: 1ms is below 50ms",
+            ),
+        ],
+    );
+}
+
+#[test]
+fn clusters_have_envoys_defaults() {
+    let cluster = read_cluster(&base_cluster()).result.unwrap();
+    assert_eq!((cluster.balancing, cluster.panic_threshold_percent), (LoadBalancing::RoundRobin, 50));
+    assert_eq!(cluster.connect_timeout, Duration::from_secs(5));
+    assert_eq!((cluster.limits.max_requests, cluster.limits.max_retries), (1024, 3));
+    assert_eq!((cluster.idle_timeout, cluster.outlier), (Some(Duration::from_secs(3600)), None));
+    let over = json!({ "outlier_detection": {}, "metadata": { "typed_filter_metadata": {
+        "outrigger.policy.v1.ClusterPolicy": { "@type": "type.googleapis.com/outrigger.policy.v1.ClusterPolicy",
+            "rule": "RateLimit shop/pay", "local_rate_limit": { "max_tokens": 7, "fill_interval": "1s" } } } } });
+    let cluster = read_cluster(&with(base_cluster(), &over)).result.unwrap();
+    let outlier = cluster.outlier.unwrap();
+    assert_eq!((outlier.consecutive_5xx, outlier.max_ejection_percent), (5, 10));
+    assert_eq!((outlier.max_ejection_time, outlier.always_eject_one), (Duration::from_secs(300), false));
+    let limit = cluster.rate_limit.unwrap();
+    assert_eq!((&*limit.rule, limit.bucket.max_tokens, limit.enforced_ppm), ("RateLimit shop/pay@pay", 7, 1_000_000));
+}
+
+#[test]
+fn endpoints_keep_their_constraints() {
+    let one = |over: Value| json!({ "endpoints": [locality(&json!({}), &[with(endpoint(1, 80), &over)])] });
+    all_refused(
+        read_endpoints,
+        &base_endpoints(),
+        &[
+            (json!({ "cluster_name": "" }), "cluster_name: is empty"),
+            (one(json!({ "load_balancing_weight": 0 })), "lb_endpoints[0].load_balancing_weight: 0 is not in 1..="),
+            (
+                one(json!({ "endpoint": { "address": { "socket_address": { "address": "pay.local" } } } })),
+                "socket_address.address: \"pay.local\" is not an IP address",
+            ),
+            (
+                json!({ "endpoints": [locality(&json!({ "load_balancing_weight": 0 }), &[endpoint(1, 80)])] }),
+                "endpoints[0].load_balancing_weight: 0 is not in 1..=",
+            ),
+            (
+                json!({ "endpoints": [locality(&json!({ "priority": 129 }), &[endpoint(1, 80)])] }),
+                "endpoints[0].priority: 129 is not in 0..=128",
+            ),
+            (json!({ "endpoints": [{ "lb_endpoints": [{}] }] }), "lb_endpoints[0]: has no endpoint"),
+            (
+                json!({ "endpoints": [{ "lb_endpoints": [{ "endpoint": {} }] }] }),
+                "lb_endpoints[0].endpoint.address: is not set",
+            ),
+            (json!({ "policy": { "overprovisioning_factor": 0 } }), "overprovisioning_factor: 0 is not in 1..="),
+            (
+                json!({ "endpoints": [locality(&json!({}), &[
+                with(endpoint(1, 80), &json!({ "load_balancing_weight": u32::MAX })), endpoint(2, 80)])] }),
+                "endpoints[0].lb_endpoints: the sum of weights, 4294967296, is above 4294967295",
+            ),
+        ],
+    );
+}
+
+#[test]
+fn a_localitys_share_does_not_depend_on_its_size() {
+    let value = json!({ "cluster_name": "pay", "endpoints": [
+        locality(&json!({ "locality": { "zone": "a" }, "load_balancing_weight": 3 }), &[endpoint(1, 80), endpoint(2, 80)]),
+        locality(&json!({ "locality": { "zone": "b" }, "load_balancing_weight": 1 }), &[endpoint(3, 80)]),
+        locality(&json!({ "priority": 7 }), &[endpoint(4, 80), endpoint(1, 80)]),
+    ] });
+    let set = read_endpoints(&value).result.unwrap();
+    let seen: Vec<_> = set.endpoints.iter().map(|e| (e.address.ip().to_string(), e.weight, e.priority)).collect();
+    // 3 : 1 between zones; the gap in priorities is closed; an address counts once.
+    let expected = [("10.0.0.1", 3, 0), ("10.0.0.2", 3, 0), ("10.0.0.3", 2, 0), ("10.0.0.4", 1, 1)];
+    assert_eq!(seen, expected.map(|(ip, weight, priority)| (ip.to_owned(), weight, priority)));
+}
+
+#[test]
+fn routes_keep_their_constraints() {
+    let table = |route: &Value| read_table(&base_table(&json!([route])));
+    all_refused(
+        table,
+        &base_route(),
+        &[
+            (json!({ "match": { "prefix": null } }), "routes[0].match: has no path"),
+            (
+                json!({ "match": { "prefix": null, "safe_regex": { "regex": "(" } } }),
+                "match.safe_regex.regex: \"(\" is not",
+            ),
+            (
+                json!({ "match": { "prefix": null, "path_separated_prefix": "/a/" } }),
+                "path_separated_prefix: \"/a/\" is not",
+            ),
+            (
+                json!({ "match": { "headers": [{ "name": "a b" }] } }),
+                "match.headers[0].name: \"a b\" is not a header name",
+            ),
+            (
+                json!({ "match": { "headers": [{ "name": "a", "string_match": { "prefix": "" } }] } }),
+                "prefix: is empty",
+            ),
+            (
+                json!({ "match": { "runtime_fraction": { "default_value": { "numerator": 101 } } } }),
+                "runtime_fraction.default_value.numerator: 101 is not in 0..=100",
+            ),
+            (json!({ "route": { "cluster": null } }), "routes[0].route: names no cluster"),
+            (json!({ "route": { "cluster": "" } }), "route.cluster: is empty"),
+            (json!({ "route": null }), "routes[0]: has no action"),
+            (json!({ "route": { "timeout": "-1s" } }), "route.timeout: -1s is not in 0s..="),
+            (
+                json!({ "route": { "cluster": null, "weighted_clusters": { "clusters": [{ "name": "a", "weight": 0 }] } } }),
+                "weighted_clusters.clusters: the sum of weights, 0, is not in 1..=4294967295",
+            ),
+            (
+                json!({ "route": { "cluster": null, "weighted_clusters": { "clusters": [
+                { "name": "a", "weight": u32::MAX }, { "name": "b", "weight": 1 }] } } }),
+                "the sum of weights, 4294967296, is not in",
+            ),
+            (json!({ "route": { "prefix_rewrite": "/a b" } }), "route.prefix_rewrite: \"/a b\" has blanks"),
+            (
+                json!({ "route": { "host_rewrite_literal": "a\r\nb" } }),
+                "host_rewrite_literal: \"a\\r\\nb\" is not a host",
+            ),
+            (
+                json!({ "route": null, "direct_response": { "status": 199 } }),
+                "direct_response.status: 199 is not in 200..=599",
+            ),
+            (
+                json!({ "route": null, "direct_response": { "status": 200, "body": { "inline_string": "x".repeat(4097) } } }),
+                "direct_response.body: 4097 bytes; at most 4096",
+            ),
+            (
+                json!({ "route": null, "redirect": { "port_redirect": 70_000 } }),
+                "port_redirect: 70000 is not in 0..=65535",
+            ),
+            (
+                json!({ "response_headers_to_add": [{ "header": { "key": "a", "value": "%NOW%" } }] }),
+                "response_headers_to_add[0].header.value: operator %NOW% is not served",
+            ),
+        ],
+    );
+}
+
+#[test]
+fn domains_are_there_once() {
+    let host = |name: &str, domains: Value| json!({ "name": name, "domains": domains });
+    let table = |hosts: Value| json!({ "name": "t", "virtual_hosts": hosts });
+    assert!(read_table(&table(json!([host("a", json!(["a.b", "*.b", "a.*", "*"]))]))).result.is_ok());
+    for (hosts, text) in [
+        (json!([host("a", json!(["x"])), host("b", json!(["X"]))]), "domain \"x\" is already in virtual host \"a\""),
+        (json!([host("a", json!(["*"])), host("b", json!(["*"]))]), "domain \"*\" is already"),
+        (json!([host("a", json!([]))]), "domains: is empty"),
+        (json!([host("", json!(["x"]))]), "name: is empty"),
+        (json!([host("a", json!(["a.*.b"]))]), "domains[0]: \"a.*.b\" is not a domain"),
+        (json!([host("a", json!(["a b"]))]), "domains[0]: \"a b\" is not a domain"),
+    ] {
+        let told = read_table(&table(hosts)).result.unwrap_err().to_string();
+        assert!(told.contains(text), "{told}");
+    }
+}
+
+#[test]
+fn listeners_keep_their_constraints() {
+    let read = |over: &Value| read_listener(&base_listener(&hcm(over)));
+    assert!(read(&json!({})).result.is_ok());
+    let unknown = json!({ "name": "lua", "typed_config": {
+        "@type": "type.googleapis.com/envoy.extensions.filters.http.lua.v3.Lua" } });
+    all_refused(
+        read,
+        &json!({}),
+        &[
+            (json!({ "stat_prefix": "" }), "typed_config.stat_prefix: is empty"),
+            (json!({ "http_filters": [] }), "http_filters: does not end in the router"),
+            (json!({ "http_filters": [router(), router()] }), "http_filters[1]: comes after the router"),
+            (json!({ "http_filters": [unknown, router()] }), "http_filters[0].typed_config: filter \"lua\" with"),
+            (json!({ "codec_type": "HTTP2" }), "codec_type: HTTP/2 is not served"),
+            (json!({ "max_request_headers_kb": 8193 }), "max_request_headers_kb: 8193 is not in 1..=8192"),
+            (json!({ "route_config": null }), "typed_config: has no routes"),
+            (
+                json!({ "route_config": null, "rds": { "config_source": { "ads": {} } } }),
+                "rds.route_config_name: is empty",
+            ),
+            (
+                json!({ "common_http_protocol_options": { "max_headers_count": 0 } }),
+                "max_headers_count: 0 is not in 1..=",
+            ),
+        ],
+    );
+    let optional = with(unknown, &json!({ "is_optional": true }));
+    let taken = read(&json!({ "http_filters": [optional, router()] }));
+    assert!(taken.result.is_ok());
+    assert_eq!(taken.ignored, ["listener.filter_chains.filters.typed_config.http_filters.typed_config"]);
+    all_refused(
+        read_listener,
+        &base_listener(&hcm(&json!({}))),
+        &[
+            (json!({ "address": null }), "address: is not set"),
+            (json!({ "address": { "socket_address": { "protocol": "UDP" } } }), "protocol: UDP is not served"),
+            (json!({ "filter_chains": [] }), "filter_chains: 0 filter chains"),
+            (json!({ "filter_chains": [{}] }), "filter_chains[0].filters: does not end in the HTTP connection manager"),
+            (json!({ "bind_to_port": false }), "bind_to_port: "),
+        ],
+    );
+}
+
+#[test]
+fn what_is_set_and_not_used_is_counted_by_its_path() {
+    let over = json!({ "alt_stat_name": "x", "health_checks": [] , "circuit_breakers": {
+        "thresholds": [{ "max_requests": 5 }, { "priority": "HIGH" }] } });
+    let read = read_cluster(&with(base_cluster(), &over));
+    assert_eq!(read.ignored, ["cluster.circuit_breakers.thresholds", "cluster.alt_stat_name"]);
+    assert_eq!(read.result.unwrap().limits.max_requests, 5);
+}
+
+#[test]
+fn the_routes_own_limit_hides_or_replaces_the_one_above() {
+    let limit = json!({ "typed_per_filter_config": { "envoy.filters.http.local_ratelimit": {
+        "@type": "type.googleapis.com/envoy.config.route.v3.FilterConfig", "disabled": true } } });
+    let table = read_table(&base_table(&json!([with(base_route(), &limit)]))).result.unwrap();
+    assert_eq!(table.virtual_hosts[0].routes[0].rate_limit.as_ref().unwrap().enabled_ppm, 0);
+    let policy = json!({ "route": { "retry_policy": { "retry_on": "5xx" } }, "typed_per_filter_config": {
+        "outrigger.policy.v1.RoutePolicy": { "@type": "type.googleapis.com/envoy.config.route.v3.FilterConfig",
+            "is_optional": true, "config": { "@type": "type.googleapis.com/outrigger.policy.v1.RoutePolicy",
+                "retry_non_idempotent": true } } } });
+    let table = read_table(&base_table(&json!([with(base_route(), &policy)]))).result.unwrap();
+    let RouteAction::Forward(forward) = &table.virtual_hosts[0].routes[0].action else { panic!("no forward") };
+    assert!(forward.retry.as_ref().unwrap().retry_non_idempotent);
+}
+
+/// Cases of the random tests: `OUTRIGGER_FUZZ_CASES`, default 256.
+fn fuzz_cases() -> ProptestConfig {
+    let cases = std::env::var("OUTRIGGER_FUZZ_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(256);
+    ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
+}
+
+fn seeds() -> Vec<Vec<u8>> {
+    let eds = json!({ "type": "EDS", "eds_cluster_config": { "eds_config": { "ads": {} } }, "outlier_detection": {
+        "interval": "1s", "base_ejection_time": "2s" }, "circuit_breakers": { "thresholds": [{ "max_requests": 1 }] } });
+    let limited = json!({ "typed_per_filter_config": { "envoy.filters.http.local_ratelimit": {
+        "@type": "type.googleapis.com/envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit",
+        "stat_prefix": "l", "token_bucket": { "max_tokens": 1, "fill_interval": "1s" } } },
+        "route": { "retry_policy": { "retry_on": "5xx", "retry_back_off": { "base_interval": "1s" } } },
+        "match": { "headers": [{ "name": "a", "string_match": { "safe_regex": { "regex": "a+" } } }] } });
+    vec![
+        json::from_value::<Cluster>(&with(base_cluster(), &eds)).unwrap().encode_to_vec(),
+        json::from_value::<ClusterLoadAssignment>(&base_endpoints()).unwrap().encode_to_vec(),
+        json::from_value::<RouteConfiguration>(&base_table(&json!([with(base_route(), &limited)])))
+            .unwrap()
+            .encode_to_vec(),
+        json::from_value::<Listener>(&base_listener(&hcm(&json!({})))).unwrap().encode_to_vec(),
+    ]
+}
+
+/// Every reason has a place, unless the message as a whole could not be decoded.
+fn outcome_is_sound<T>(converted: Converted<T>) {
+    if let Err(rejection) = converted.result {
+        assert!(!rejection.reasons.is_empty());
+        let whole = rejection.reasons.iter().filter(|reason| reason.path.is_empty()).count();
+        assert!(whole <= 1, "{rejection}");
+        assert!(rejection.to_string().len() < 128 * 1024);
+    }
+}
+
+fn convert_all(bytes: &[u8]) {
+    outcome_is_sound(cluster(bytes));
+    outcome_is_sound(endpoints(bytes));
+    outcome_is_sound(route_table(bytes));
+    outcome_is_sound(listener(bytes));
+}
+
+proptest! {
+    #![proptest_config(fuzz_cases())]
+
+    #[test]
+    fn fuzz_random_bytes_are_converted_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..512)) {
+        convert_all(&bytes);
+    }
+
+    #[test]
+    fn fuzz_mutated_messages_are_converted_or_refused(
+        seed in 0_usize..4,
+        edits in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>(), 0_u8..4), 1..8),
+    ) {
+        let mut bytes = seeds().swap_remove(seed);
+        for (at, value, how) in edits {
+            if bytes.is_empty() {
+                break;
+            }
+            let at = at.index(bytes.len());
+            match how {
+                0 => bytes[at] = value,
+                1 => bytes[at] ^= 1 << (value % 8),
+                2 => bytes.insert(at, value),
+                _ => drop(bytes.remove(at)),
+            }
+        }
+        convert_all(&bytes);
+    }
+}
