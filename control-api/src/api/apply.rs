@@ -63,7 +63,8 @@ pub(super) fn read_if_match(headers: &HeaderMap) -> Result<Option<u64>, ApiError
         .map_err(|_| ApiError::bad_request(format!("If-Match is {value:?}; it must be a revision such as \"12\"")))
 }
 
-async fn read_manifests(headers: &HeaderMap, body: Body) -> Result<Vec<Manifest>, ApiError> {
+/// Reads a body and parses it, beside the runtime's thread.
+pub(super) async fn read_manifests(headers: &HeaderMap, body: Body) -> Result<Vec<Manifest>, ApiError> {
     let (text, syntax) = read_body(headers, body).await?;
     let parsed = tokio::task::spawn_blocking(move || parse_manifests(&text, syntax)).await;
     match parsed {

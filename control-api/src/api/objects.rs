@@ -10,9 +10,9 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
 use super::Api;
-use super::apply::{OptionsQuery, answer, read_body, read_if_match, read_options};
+use super::apply::{OptionsQuery, answer, read_if_match, read_manifests, read_options};
 use super::error::ApiError;
-use crate::model::{Kind, Object, ObjectKey, PolicySet, parse_manifests};
+use crate::model::{Kind, Object, ObjectKey, PolicySet};
 use crate::store::{Change, Write};
 
 type KeyPath = Path<(String, String, String)>;
@@ -77,8 +77,7 @@ pub(super) async fn put(
     let key = parse_key(path)?;
     let mut changes = read_options(query)?;
     let is_dry_run = changes.is_dry_run;
-    let (text, syntax) = read_body(&headers, body).await?;
-    let mut manifests = parse_manifests(&text, syntax).map_err(ApiError::refused)?;
+    let mut manifests = read_manifests(&headers, body).await?;
     let Some(mut manifest) = manifests.pop().filter(|_| manifests.is_empty()) else {
         return Err(ApiError::bad_request("PUT takes one object; use POST /v1/apply for several"));
     };

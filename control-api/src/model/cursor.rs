@@ -115,7 +115,8 @@ impl<'a> Cursor<'a> {
             self.refuse(format!("must be an object with {}", allowed.join(", ")));
             return None;
         };
-        for (key, value) in map.iter().filter(|(key, _)| !allowed.contains(&key.as_str())) {
+        let unknown = map.iter().filter(|(key, _)| !allowed.contains(&key.as_str()));
+        for (key, value) in unknown.take(PROBLEMS_MAX) {
             let remedy = match nearest(key, allowed) {
                 Some(near) => format!("did you mean {near}?"),
                 None => format!("allowed here: {}", allowed.join(", ")),

@@ -25,6 +25,9 @@ pub use problem::Problem;
 
 use document::Document;
 
+/// More than this nobody reads at once.
+const PROBLEMS_MAX: usize = 500;
+
 /// Parses a whole YAML stream or JSON document into manifests.
 ///
 /// Every problem of every document is returned at once.
@@ -39,6 +42,11 @@ pub fn parse_manifests(text: &str, syntax: document::Syntax) -> Result<Vec<Manif
     }
     problems.extend(repeated_keys(&manifests));
     problems.sort_by_key(|problem| problem.document);
+    if problems.len() > PROBLEMS_MAX {
+        let message = format!("{} more problems are not listed", problems.len() - PROBLEMS_MAX);
+        problems.truncate(PROBLEMS_MAX);
+        problems.push(Problem { message, ..Problem::default() });
+    }
     if problems.is_empty() { Ok(manifests) } else { Err(problems) }
 }
 

@@ -197,6 +197,23 @@ fn what_json_cannot_carry_is_refused_with_its_place() {
 }
 
 #[test]
+fn hostile_documents_are_refused_in_bounds() {
+    let doubled =
+        "bcdefghijkl".chars().fold(("a: &a [x,x,x,x,x,x,x,x,x]\n".to_owned(), 'a'), |(text, before), name| {
+            (format!("{text}{name}: &{name} [{}]\n", vec![format!("*{before}"); 9].join(",")), name)
+        });
+    assert_refused(&doubled.0, &["repetition limit"]);
+    assert_refused(&"[".repeat(100_000), &["recursion limit"]);
+    let deep = parse_manifests(&"[".repeat(100_000), Syntax::Json).expect_err("too deep");
+    assert!(deep[0].to_string().contains("recursion limit"), "{deep:?}");
+    let lines = refused(&"--- 1\n".repeat(20_000));
+    assert_eq!(lines.len(), PROBLEMS_MAX + 1);
+    assert!(lines[PROBLEMS_MAX].contains("more problems are not listed"), "{}", lines[PROBLEMS_MAX]);
+    let keys: String = (0..50_000).map(|index| format!("  k{index}: 1\n")).collect();
+    assert!(refused(&format!("kind: Upstream\nspec:\n{keys}")).len() <= PROBLEMS_MAX);
+}
+
+#[test]
 fn lists_and_streams_are_the_same() {
     let one: Value = json!({
         "apiVersion": "outrigger.dev/v1", "kind": "Upstream",
