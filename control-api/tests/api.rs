@@ -205,11 +205,18 @@ fn the_command_line_does_the_whole_round() {
 
 #[test]
 fn the_command_line_says_what_to_do() {
-    let (_folder, control) = start("ctl-errors");
+    let (folder, control) = start("ctl-errors");
     let bad = upstream("a", 80).replace("endpoints", "endpionts");
     let (code, _, err) = control.ctl(&["apply", "-f", "-"], &bad);
     assert_eq!(code, 2);
     assert!(err.contains("document 1 (Upstream default/a): spec.endpionts") && err.contains("did you mean endpoints?"));
+    let (good, other) = (folder.file("good.yaml"), folder.file("other.yaml"));
+    std::fs::write(&good, upstream("b", 80) + &upstream("c", 80)).expect("writes");
+    std::fs::write(&other, upstream("d", 80) + &bad).expect("writes");
+    let path = |path: &std::path::Path| path.to_str().expect("UTF-8").to_owned();
+    let (code, _, err) = control.ctl(&["apply", "-f", &path(&good), "-f", &path(&other)], "");
+    assert_eq!(code, 2);
+    assert!(err.contains("other.yaml: document 2 (Upstream default/a): spec.endpionts"), "{err}");
     for (args, code, words) in [
         (&["get", "widget"][..], 2, "one of HTTPRoute"),
         (&["apply", "-f", "/nope.yaml"], 2, "/nope.yaml"),

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::CommandFactory;
 use outrigger_control::ads::ProxyView;
-use outrigger_control::model::document::Syntax;
+use outrigger_control::model::document::{Syntax, split_documents};
 use outrigger_control::model::{Kind, Problem, parse_manifests};
 use serde_json::{Value, json};
 
@@ -25,7 +25,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
     match &args.command {
         Command::Apply { files, dry_run, wait, timeout } => {
             let path = if *dry_run { "/v1/apply?dryRun=true" } else { "/v1/apply" };
-            let answer = client.send("POST", path, Body::Yaml(&read_files(files)?))?;
+            let answer = send_files(&client, path, files)?;
             print(&describe_changes(&answer))?;
             if *wait {
                 let revision = answer.get("revision").and_then(Value::as_u64);
@@ -40,10 +40,10 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
         }
         Command::Delete { files, force, .. } => {
             let path = format!("/v1/delete?force={force}");
-            let answer = client.send("POST", &path, Body::Yaml(&read_files(files)?))?;
+            let answer = send_files(&client, &path, files)?;
             print(&describe_changes(&answer))?;
         }
-        Command::Diff { files } => return diff(&client, &read_files(files)?),
+        Command::Diff { files } => return diff(&client, files),
         Command::Get { kind, name, namespace, output } => {
             let items = fetch(&client, kind, name.as_deref(), namespace.as_deref())?;
             print(&show_objects(&items, *output, name.is_some())?)?;
@@ -69,10 +69,50 @@ fn print(text: &str) -> Result<(), Failure> {
     }
 }
 
-/// The files as one stream of documents.
-fn read_files(files: &[PathBuf]) -> Result<String, Failure> {
-    let texts: Result<Vec<String>, Failure> = files.iter().map(|path| read_one(path)).collect();
-    Ok(texts?.join("\n---\n"))
+/// Files as one stream of documents.
+struct Stream {
+    text: String,
+    /// Each file and how many documents it holds.
+    files: Vec<(PathBuf, usize)>,
+}
+
+impl Stream {
+    fn read(paths: &[PathBuf]) -> Result<Self, Failure> {
+        let mut stream = Self { text: String::new(), files: Vec::new() };
+        for path in paths {
+            let text = read_one(path)?;
+            let (documents, problems) = split_documents(&text, Syntax::Yaml);
+            stream.files.push((path.clone(), documents.len() + problems.len()));
+            stream.text.push_str(&text);
+            stream.text.push_str("\n---\n");
+        }
+        Ok(stream)
+    }
+
+    /// `document 3 ...` of the stream becomes `shop.yaml: document 1 ...`.
+    fn name_files(&self, failure: Failure) -> Failure {
+        let lines = failure.lines.into_iter().map(|line| self.name_file(&line).unwrap_or(line)).collect();
+        Failure { lines, ..failure }
+    }
+
+    fn name_file(&self, line: &str) -> Option<String> {
+        let rest = line.strip_prefix("document ")?;
+        let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
+        let (number, rest) = rest.split_at(digits);
+        let mut number: usize = number.parse().ok()?;
+        for (path, count) in &self.files {
+            if number <= *count {
+                return Some(format!("{}: document {number}{rest}", path.display()));
+            }
+            number -= count;
+        }
+        None
+    }
+}
+
+fn send_files(client: &Client, path: &str, files: &[PathBuf]) -> Result<Value, Failure> {
+    let stream = Stream::read(files)?;
+    client.send("POST", path, Body::Yaml(&stream.text)).map_err(|failure| stream.name_files(failure))
 }
 
 fn read_one(path: &Path) -> Result<String, Failure> {
@@ -269,9 +309,12 @@ fn state_of(proxy: &ProxyView) -> String {
     }
 }
 
-fn diff(client: &Client, input: &str) -> Result<ExitCode, Failure> {
-    let manifests = parse_manifests(input, Syntax::Yaml)
-        .map_err(|problems| Failure { code: 2, lines: problems.iter().map(Problem::to_string).collect() })?;
+fn diff(client: &Client, files: &[PathBuf]) -> Result<ExitCode, Failure> {
+    let stream = Stream::read(files)?;
+    let manifests = parse_manifests(&stream.text, Syntax::Yaml).map_err(|problems| {
+        let lines = problems.iter().map(Problem::to_string).collect();
+        stream.name_files(Failure { code: 2, lines })
+    })?;
     let mut is_same = true;
     for manifest in &manifests {
         let key = &manifest.key;
