@@ -437,7 +437,7 @@ fn an_arrow_back_is_found() {
         ("proxy/src/http1/server.rs", "use crate::{config::A, listener::{B, C}};", "`http1` may not use `listener`"),
         ("proxy/src/http1/server.rs", "fn f() { crate::http2::go() }", "`http1` may not use `http2`"),
         ("proxy/src/convert/mod.rs", "use crate::balance::Pick;", "`convert` may not use `balance`"),
-        ("proxy/src/xds/mod.rs", "use crate::convert;", "`xds` may not use `convert`"),
+        ("proxy/src/xds/mod.rs", "use crate::route;", "`xds` may not use `route`"),
         ("proxy/src/fault.rs", "use crate::http1::Head;", "`fault` may not use `http1`"),
         ("proxy/src/admin/mod.rs", "use crate::upstream::Pool;", "`admin` may not use `upstream`"),
         ("proxy/src/bootstrap/mod.rs", "use crate::xds::Stream;", "`bootstrap` may not use `xds`"),

@@ -2,6 +2,7 @@ use envoy_types::pb::envoy::config::cluster::v3::Cluster;
 use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use envoy_types::pb::envoy::config::listener::v3::Listener;
 use envoy_types::pb::envoy::config::route::v3::RouteConfiguration;
+use envoy_types::pb::envoy::service::discovery::v3::DiscoveryResponse;
 use outrigger_xds_proto::json;
 use proptest::prelude::*;
 use prost::Message as _;
@@ -464,4 +465,35 @@ proptest! {
         }
         convert_all(&bytes);
     }
+}
+
+#[test]
+fn what_our_own_control_plane_compiles_is_taken_whole() {
+    const SHOP: &str = include_str!("../../../control-api/src/compile/golden/shop.xds.yaml");
+    let mut sections: Vec<(String, String)> = Vec::new();
+    for line in SHOP.lines() {
+        match line.strip_suffix(':').filter(|key| key.bytes().all(|b| b.is_ascii_lowercase())) {
+            Some(key) => sections.push((key.to_owned(), "resources:\n".to_owned())),
+            None => sections.last_mut().unwrap().1.push_str(&format!("{line}\n")),
+        }
+    }
+    let mut taken = 0;
+    for (kind, text) in sections {
+        for resource in json::from_yaml::<DiscoveryResponse>(&text).unwrap().resources {
+            let (refused, ignored) = match kind.as_str() {
+                "clusters" => outcome(cluster(&resource.value)),
+                "endpoints" => outcome(endpoints(&resource.value)),
+                "listeners" => outcome(listener(&resource.value)),
+                "routes" => outcome(route_table(&resource.value)),
+                other => panic!("{other} is no type"),
+            };
+            assert_eq!((refused, ignored), (None, Vec::<String>::new()));
+            taken += 1;
+        }
+    }
+    assert!(taken > 8, "{taken}");
+}
+
+fn outcome<T>(converted: Converted<T>) -> (Option<String>, Vec<String>) {
+    (converted.result.err().map(|rejection| rejection.to_string()), converted.ignored)
 }
