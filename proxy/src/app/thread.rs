@@ -15,6 +15,7 @@ use outrigger_reactor::{
 };
 
 use crate::config::{ListenerName, Reader};
+use crate::drain::Drain;
 use crate::listener;
 use crate::worker::{Shared, Worker};
 
@@ -94,24 +95,43 @@ impl WorkerThread {
     }
 }
 
+/// A running accept loop and the way to end it.
+struct Accepting {
+    stop: Drain,
+    task: Task<()>,
+}
+
+impl Accepting {
+    /// Ends the loop once it has taken over whoever stands in the kernel's queue.
+    async fn end(self) {
+        self.stop.start();
+        self.task.await;
+    }
+}
+
 /// A worker's root task.
 async fn obey(worker: Rc<Worker>, mut commands: Mailbox<Command>, reported: Arc<Mutex<Counters>>) {
     let _ticking = spawn(tick(worker.clone(), reported));
-    let mut accepting: HashMap<(ListenerName, SocketAddr), Task<()>> = HashMap::new();
+    let mut accepting: HashMap<(ListenerName, SocketAddr), Accepting> = HashMap::new();
     while let Some(command) = commands.recv().await {
         match command {
             Command::Listen { listener, configured, socket } => match TcpListener::from_std(socket) {
                 Ok(socket) => {
-                    let task = spawn(listener::accept(worker.clone(), listener.clone(), socket));
-                    accepting.insert((listener, configured), task);
+                    let stop = Drain::default();
+                    let task = spawn(listener::accept(worker.clone(), listener.clone(), socket, stop.watch()));
+                    accepting.insert((listener, configured), Accepting { stop, task });
                 }
                 Err(error) => tracing::error!(%listener, %configured, %error, "worker cannot use the socket"),
             },
             Command::Unlisten { listener, configured } => {
-                accepting.remove(&(listener, configured));
+                if let Some(accepting) = accepting.remove(&(listener, configured)) {
+                    accepting.end().await;
+                }
             }
             Command::Drain => {
-                accepting.clear();
+                for (_, accepting) in accepting.drain() {
+                    accepting.end().await;
+                }
                 return finish(&worker, commands).await;
             }
             Command::Stop => return,

@@ -112,9 +112,9 @@ pub struct OutlierDetection {
     pub max_ejection_time: Duration,
     /// Largest random addition to an ejection time. Default 0.
     pub max_ejection_time_jitter: Duration,
-    /// Most endpoints ejected at once, in percent; one may always be ejected. Default 10.
+    /// Most endpoints ejected at once, in percent. Default 10.
     pub max_ejection_percent: u32,
-    /// Even that one may not exceed `max_ejection_percent`. Default true in new Envoy: one host is not forced.
+    /// The first may be ejected whatever `max_ejection_percent` says: small clusters need it. Default false, as in Envoy.
     pub always_eject_one: bool,
 }
 

@@ -80,6 +80,11 @@ pub(super) struct TryFault {
 }
 
 impl TryFault {
+    /// The connection was lost before any byte of an answer.
+    fn is_loss(&self) -> bool {
+        matches!(self.fault.kind, Kind::SendReset | Kind::ResponseReset | Kind::ResponseClosed)
+    }
+
     fn unsent(kind: Kind) -> Self {
         Self { fault: Fault::new(kind).with_retry(Retry::Safe), sent: Sent::Nothing, on_reused: false }
     }
@@ -247,6 +252,8 @@ impl Downstream {
                 cluster.cell.latency.record(u64::try_from(elapsed).unwrap_or(u64::MAX));
                 cluster.answered(pick.index, answered.status, &self.worker);
             }
+            // A kept connection that the endpoint had closed says nothing about the endpoint.
+            Err(failed) if failed.on_reused && failed.is_loss() => cluster.cell.faults.add_one(failed.fault.kind),
             Err(failed) => cluster.failed(pick.index, failed.fault.kind, &self.worker),
         }
         result

@@ -38,6 +38,8 @@ use crate::worker::Worker;
 const LINGER: Duration = Duration::from_secs(1);
 /// How many bytes of it.
 const LINGER_BYTES: usize = 256 * 1024;
+/// How long a connection accepted during a drain may take to send its request.
+const LAST_CALL: Duration = Duration::from_secs(1);
 
 /// A connection that a client made to us.
 #[derive(Debug)]
@@ -125,6 +127,8 @@ impl Downstream {
         let limits = HeadLimits::from(http);
         let head_timeout = http.request_headers_timeout.or(http.stream_idle_timeout);
         let mut began = None;
+        let has_served = self.served > 0;
+        let mut is_last_call = false;
         self.deadlines.clear();
         self.deadlines.set(Kind::StreamIdle, http.idle_timeout.map(|span| now() + span));
         let Self { inlet, stream, request_table, deadlines, watch, .. } = self;
@@ -146,7 +150,14 @@ impl Downstream {
                 Poll::Pending => {}
             }
             if began.is_none() && watch.poll_started(cx).is_ready() {
-                return Poll::Ready(Ok(None));
+                if has_served {
+                    return Poll::Ready(Ok(None));
+                }
+                // Its request may be on the way: who was accepted is not turned away unheard.
+                if !is_last_call {
+                    is_last_call = true;
+                    deadlines.set(Kind::StreamIdle, Some(now() + LAST_CALL));
+                }
             }
             match deadlines.poll_passed(cx) {
                 Poll::Ready(kind) if began.is_some() => Poll::Ready(Err(kind)),

@@ -21,11 +21,19 @@ pub(super) struct Subscription {
     version: String,
     nonce: String,
     is_asked: bool,
+    owes_ack: bool,
 }
 
 impl Subscription {
     pub(super) fn new(kind: Type) -> Self {
-        Self { kind, names: BTreeSet::new(), version: String::new(), nonce: String::new(), is_asked: false }
+        Self {
+            kind,
+            names: BTreeSet::new(),
+            version: String::new(),
+            nonce: String::new(),
+            is_asked: false,
+            owes_ack: false,
+        }
     }
 
     /// The version accepted last.
@@ -37,6 +45,7 @@ impl Subscription {
     pub(super) fn reopen(&mut self) {
         self.nonce.clear();
         self.is_asked = false;
+        self.owes_ack = false;
     }
 
     /// Asks for `names`, unless that is what was asked already. No name asks for everything where the type allows
@@ -48,16 +57,28 @@ impl Subscription {
             return None;
         }
         self.is_asked = true;
+        // Any request that carries the nonce at hand is an ACK.
+        self.owes_ack = false;
         Some(self.request(None))
     }
 
-    /// Answers a response: accepted, or refused for a reason.
-    pub(super) fn answer(&mut self, version: &str, nonce: &str, refusal: Option<&str>) -> DiscoveryRequest {
+    /// Refuses a response for a reason: the NACK is for sending now.
+    pub(super) fn refuse(&mut self, nonce: &str, reason: &str) -> DiscoveryRequest {
         nonce.clone_into(&mut self.nonce);
-        if refusal.is_none() {
-            version.clone_into(&mut self.version);
-        }
-        self.request(refusal)
+        self.owes_ack = false;
+        self.request(Some(reason))
+    }
+
+    /// Accepts a response. Its ACK is owed until [`Subscription::take_ack`].
+    pub(super) fn accept(&mut self, version: &str, nonce: &str) {
+        nonce.clone_into(&mut self.nonce);
+        version.clone_into(&mut self.version);
+        self.owes_ack = true;
+    }
+
+    /// The ACK that is owed, with the names asked for now: an older list would end the subscription of newer names.
+    pub(super) fn take_ack(&mut self) -> Option<DiscoveryRequest> {
+        std::mem::take(&mut self.owes_ack).then(|| self.request(None))
     }
 
     fn request(&self, refusal: Option<&str>) -> DiscoveryRequest {
@@ -109,9 +130,11 @@ mod tests {
     fn a_refusal_repeats_the_version_before_and_the_nonce_at_hand() {
         let mut clusters = Subscription::new(Type::Clusters);
         clusters.ask(names(&[]));
-        let ack = clusters.answer("1", "a", None);
+        clusters.accept("1", "a");
+        let ack = clusters.take_ack().unwrap();
+        assert!(clusters.take_ack().is_none());
         assert_eq!((ack.version_info.as_str(), ack.response_nonce.as_str(), ack.error_detail), ("1", "a", None));
-        let nack = clusters.answer("2", "b", Some("no"));
+        let nack = clusters.refuse("b", "no");
         assert_eq!((nack.version_info.as_str(), nack.response_nonce.as_str()), ("1", "b"));
         assert_eq!(nack.error_detail.map(|detail| (detail.code, detail.message)), Some((3, "no".to_owned())));
         clusters.reopen();
@@ -123,11 +146,11 @@ mod tests {
     fn the_detail_is_bounded() {
         let mut clusters = Subscription::new(Type::Clusters);
         for length in [4095, 4096, 4097, 100_000] {
-            let nack = clusters.answer("1", "a", Some(&"é".repeat(length)));
+            let nack = clusters.refuse("a", &"é".repeat(length));
             let detail = nack.error_detail.unwrap().message;
             assert!(detail.len() <= MAX_DETAIL_BYTES && detail.ends_with('…'), "{length}");
         }
-        let nack = clusters.answer("1", "a", Some(&"e".repeat(4096)));
+        let nack = clusters.refuse("a", &"e".repeat(4096));
         assert_eq!(nack.error_detail.unwrap().message.len(), 4096);
     }
 }

@@ -25,6 +25,9 @@ use crate::convert::{self, Rejection, ResourceKind};
 const SETTLE: Duration = Duration::from_millis(5);
 /// …or this long after the first of a burst.
 const SETTLE_CAP: Duration = Duration::from_millis(50);
+/// Routes that cannot be published yet are acknowledged after this long all the same: what they wait for may be what
+/// the server sends next.
+const ROUTES_ACK_WAIT: Duration = Duration::from_secs(1);
 
 pub(super) struct Client<P> {
     bootstrap: Arc<Bootstrap>,
@@ -43,6 +46,8 @@ pub(super) struct Client<P> {
     /// First and last change since the last look at what to publish.
     changed: Option<(Instant, Instant)>,
     wake: Option<Instant>,
+    /// When routes that wait to be published are acknowledged at the latest.
+    routes_ack_at: Option<Instant>,
 }
 
 impl<P: FnMut(Arc<Snapshot>)> Client<P> {
@@ -67,6 +72,7 @@ impl<P: FnMut(Arc<Snapshot>)> Client<P> {
             warm: Warm::new(fetch, now),
             changed: None,
             wake: Some(now),
+            routes_ack_at: None,
         };
         client.follow_names(now);
         client
@@ -202,7 +208,17 @@ impl<P: FnMut(Arc<Snapshot>)> Client<P> {
             let text: String = refusal.chars().take(1024).collect();
             tracing::warn!(kind = kind.label(), version, rejection = text, "xDS response refused");
         }
-        let request = self.subscriptions[kind as usize].answer(version, nonce, refusal.as_deref());
+        let subscription = &mut self.subscriptions[kind as usize];
+        let nack = match &refusal {
+            Some(refusal) => Some(subscription.refuse(nonce, refusal)),
+            None => {
+                subscription.accept(version, nonce);
+                if kind == Type::RouteTables {
+                    self.routes_ack_at = Some(Instant::now() + ROUTES_ACK_WAIT);
+                }
+                None
+            }
+        };
         let held = match kind {
             Type::Clusters => self.clusters.len(),
             Type::Endpoints => self.endpoints.len(),
@@ -220,10 +236,30 @@ impl<P: FnMut(Arc<Snapshot>)> Client<P> {
                 record.last_rejection = None;
             } else {
                 record.rejected += 1;
-                record.last_rejection = request.error_detail.as_ref().map(|detail| detail.message.clone());
+                let detail = nack.as_ref().and_then(|nack| nack.error_detail.as_ref());
+                record.last_rejection = detail.map(|detail| detail.message.clone());
             }
         });
-        self.send(request);
+        if let Some(nack) = nack {
+            self.send(nack);
+        }
+    }
+
+    /// Sends the ACKs that are owed. Who waits for an ACK wants to know that the change runs: routes are acknowledged
+    /// once they are published. The other types may be what a publish waits for, and a server may send nothing more
+    /// of a type until it is acknowledged: they are not held up.
+    fn acknowledge(&mut self, is_published: bool, now: Instant) {
+        let takes_routes = is_published || self.routes_ack_at.is_none_or(|at| at <= now);
+        if takes_routes {
+            self.routes_ack_at = None;
+        } else {
+            self.wake = [self.wake, self.routes_ack_at].into_iter().flatten().min();
+        }
+        for kind in Type::ALL.into_iter().filter(|kind| takes_routes || *kind != Type::RouteTables) {
+            if let Some(ack) = self.subscriptions[kind as usize].take_ack() {
+                self.send(ack);
+            }
+        }
     }
 
     fn ask(&mut self, kind: Type) {
@@ -336,6 +372,7 @@ impl<P: FnMut(Arc<Snapshot>)> Client<P> {
             tracing::info!(epoch, clusters = snapshot.clusters().len(), "published");
             (self.publish)(snapshot);
         }
+        self.acknowledge(waiting.is_empty(), now);
         if is_warm {
             self.status.set_ready();
         }
