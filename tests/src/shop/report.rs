@@ -47,7 +47,7 @@ impl Report {
             ("served", self.count.served(), "placed and paid"),
             ("limited", self.count.limited, "refused by the rate limit (429), told that a retry is safe"),
             ("retried", self.retried, "tries after the first, made by the sidecars"),
-            ("repeated", self.repeats, "of those, charges that came again and were answered from the ledger"),
+            ("repeated", self.repeats, "charges that came again and were answered from the ledger"),
             ("ejected", self.ejected, "times a replica was taken out of use"),
             ("doubled", self.doubled(), "orders charged twice or without being served"),
             ("lost", self.count.lost(), "neither served nor limited"),

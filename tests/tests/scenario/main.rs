@@ -35,6 +35,7 @@ macro_rules! on_both_drivers {
 
 mod attacks;
 mod balancing;
+mod control;
 mod drain;
 mod eject;
 mod fallback;
@@ -43,4 +44,5 @@ mod input;
 mod limits;
 mod retry;
 mod routing;
+mod swaps;
 mod timeouts;
