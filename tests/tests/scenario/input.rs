@@ -124,7 +124,7 @@ fn outriggerctl_refuses_wrong_input() {
     let upstream =
         |spec: &str| format!("apiVersion: outrigger.dev/v1\nkind: Upstream\nmetadata: {{ name: a }}\nspec: {spec}\n");
     for (name, text, mentions) in [
-        ("broken.yaml", "kind: [".to_owned(), &["document 1", "line"][..]),
+        ("broken.yaml", "kind: [".to_owned(), &["broken.yaml", "line"][..]),
         (
             "kind.yaml",
             "apiVersion: outrigger.dev/v1\nkind: Upstraem\nmetadata: { name: a }\nspec: {}\n".to_owned(),
