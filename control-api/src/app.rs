@@ -74,6 +74,7 @@ pub struct App {
     api_listener: TcpListener,
     xds_listener: TcpListener,
     api: Arc<Api>,
+    publish: watch::Sender<Arc<Snapshot>>,
     stop: watch::Sender<bool>,
 }
 
@@ -88,14 +89,16 @@ impl App {
         }
         let bound = api_listener.local_addr().unwrap_or(settings.api);
         let (stop, stopping) = watch::channel(false);
+        let (publish, snapshots) = watch::channel(Arc::new(Snapshot::compile(store.current())));
         let api = Arc::new(Api {
             store,
+            snapshots,
             roster: Arc::new(Roster::default()),
             guard: Guard::new(bound, settings.token.clone()),
             stop: stopping,
             requests: crate::api::Requests::default(),
         });
-        Ok(Self { api_listener, xds_listener, api, stop })
+        Ok(Self { api_listener, xds_listener, api, publish, stop })
     }
 
     /// Where the API and the xDS server listen.
@@ -113,8 +116,7 @@ impl App {
         }
         tracing::info!(%api, %xds, revision = self.api.store.current().revision, "ready");
         let sets = self.api.store.subscribe();
-        let (publish, snapshots) = watch::channel(Arc::new(Snapshot::compile(self.api.store.current())));
-        let ads = AdsService::new(snapshots, self.api.roster.clone(), self.stop.subscribe());
+        let ads = AdsService::new(self.api.snapshots.clone(), self.api.roster.clone(), self.stop.subscribe());
         let mut stopping = self.stop.subscribe();
         let rest = axum::serve(self.api_listener, build_router(self.api.clone())).with_graceful_shutdown(async move {
             let _ = stopping.wait_for(|is_stopping| *is_stopping).await;
@@ -136,7 +138,7 @@ impl App {
         tokio::select! {
             served = serve => served,
             () = deadline => Ok(()),
-            () = compile_changes(sets, publish) => Ok(()),
+            () = compile_changes(sets, self.publish) => Ok(()),
         }
     }
 }

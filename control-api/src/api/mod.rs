@@ -15,6 +15,7 @@ mod proxies;
 mod watch;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::http::{Method, Uri, header};
@@ -27,9 +28,12 @@ pub use guard::Guard;
 pub use metrics::Requests;
 pub use proxies::{Wait, WaitAnswer};
 
-use crate::ads::Roster;
+use crate::ads::{Roster, Snapshots};
 use crate::model::Kind;
 use crate::store::{Changes, Outcome, Store, StoreError};
+
+/// How long an answer waits for what it stored to be compiled.
+const COMPILE_TIME: Duration = Duration::from_secs(5);
 
 /// Largest accepted body.
 pub const BODY_BYTES_MAX: usize = 4 << 20;
@@ -39,6 +43,8 @@ pub const BODY_BYTES_MAX: usize = 4 << 20;
 pub struct Api {
     /// The policy.
     pub store: Arc<Store>,
+    /// The compiled policy.
+    pub snapshots: Snapshots,
     /// Who is connected.
     pub roster: Arc<Roster>,
     /// Who may ask.
@@ -50,14 +56,20 @@ pub struct Api {
 }
 
 impl Api {
-    /// Commits on a blocking thread.
+    /// Commits on a blocking thread. When it returns, a proxy that connects gets the new policy.
     async fn commit(self: &Arc<Self>, changes: Changes) -> Result<Outcome, ApiError> {
         let store = self.store.clone();
         let committed = tokio::task::spawn_blocking(move || store.commit(&changes)).await;
-        match committed {
-            Ok(result) => result.map_err(ApiError::from),
-            Err(stopped) => Err(StoreError::Failed(stopped.to_string()).into()),
+        let outcome = match committed {
+            Ok(result) => result.map_err(ApiError::from)?,
+            Err(stopped) => return Err(StoreError::Failed(stopped.to_string()).into()),
+        };
+        let mut snapshots = self.snapshots.clone();
+        let compiled = snapshots.wait_for(|snapshot| snapshot.revision() >= outcome.revision);
+        if tokio::time::timeout(COMPILE_TIME, compiled).await.is_err() {
+            tracing::warn!(revision = outcome.revision, "compiling takes long; the answer does not wait for it");
         }
+        Ok(outcome)
     }
 }
 
