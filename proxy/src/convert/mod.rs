@@ -1,7 +1,7 @@
 //! **Purpose.** Envoy's messages as sent become values of the model, which cannot be wrong; or they are refused with
 //! every path and reason.
 //!
-//! **Shape.** One function per message, joined by the cursor [`at::At`]. [`listener`], [`route_table`], [`cluster`] and
+//! **Shape.** One function per message, joined by the cursor `At`. [`listener`], [`route_table`], [`cluster`] and
 //! [`endpoints`] take one encoded resource each and share nothing, so one bad resource never hurts another.
 //! A field that is set is served, refused (ignoring it would weaken security or change where traffic goes) or ignored
 //! and reported; none is dropped unseen.

@@ -7,7 +7,7 @@
 //!
 //! **Units.** Latency in microseconds.
 //!
-//! **Limits.** Cells of keys that left the configuration are dropped by [`Registry::retain`]; their counts are then gone.
+//! **Limits.** Cells of keys that left the configuration are dropped by [`Registry::retain_clusters`] and [`Registry::retain_endpoints`]; their counts are then gone.
 
 mod cells;
 mod histogram;
