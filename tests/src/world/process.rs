@@ -15,6 +15,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::binary;
 
 const POLL_EVERY: Duration = Duration::from_millis(2);
+const LOG_WITHIN: Duration = Duration::from_secs(1);
 
 /// What a process is started with.
 #[derive(Debug, Default)]
@@ -169,9 +170,16 @@ impl Process {
         log.iter().skip(log.len().saturating_sub(SHOWN)).map(|line| format!("    {line}\n")).collect()
     }
 
+    /// Waits for the rest of the log; a grandchild that holds the pipes open is not waited for.
     fn join_readers(&mut self) {
+        let end = Instant::now() + LOG_WITHIN;
         for reader in self.readers.drain(..) {
-            let _ = reader.join();
+            while !reader.is_finished() && Instant::now() < end {
+                std::thread::sleep(POLL_EVERY);
+            }
+            if reader.is_finished() {
+                let _ = reader.join();
+            }
         }
     }
 }
