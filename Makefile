@@ -47,7 +47,7 @@ interop: interop-peers ## real peers: curl, h2load, nginx and Envoy before, behi
 	  $(CARGO) test --locked -p outrigger-tests --test interop -- --ignored
 
 # The property tests with many more cases than `make test` gives them; bounded.
-FUZZ_CASES ?= 20000
+FUZZ_CASES ?= 60000
 fuzz-smoke: ## random input to the parsers, the converter and the policy reader, for two minutes at most
 	$(CARGO) test --no-run --locked -p outrigger-proxy -p outrigger-control --lib
 	PROPTEST_CASES=$(FUZZ_CASES) OUTRIGGER_FUZZ_CASES=$(FUZZ_CASES) timeout 150 \
