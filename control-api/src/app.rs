@@ -9,6 +9,7 @@
 //! Limits: one runtime thread; disk and compiling run on blocking threads.
 
 use std::future::Future;
+use std::io::IsTerminal as _;
 use std::io::Write;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -176,6 +177,7 @@ async fn bind(what: &'static str, address: SocketAddr) -> Result<TcpListener, St
 pub fn start_logging(settings: &Settings) {
     let builder = tracing_subscriber::fmt()
         .with_env_filter(tracing_subscriber::EnvFilter::new(&settings.log_level))
+        .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr);
     // A second start in one process (tests) keeps the first.
     let _ = match settings.log_format {
