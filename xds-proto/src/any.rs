@@ -86,6 +86,19 @@ pub fn pack<T: Name>(message: &T) -> Any {
     Any { type_url: type_url::<T>(), value: message.encode_to_vec() }
 }
 
+/// Packs a message as an `xds.type.v3.TypedStruct`: a reader that does not know its type can still show it, where a plain
+/// [`pack`] makes Envoy's whole `/config_dump` fail.
+pub fn pack_as_struct<T: Name>(message: &T) -> Any {
+    let value = match json::to_json(message) {
+        serde_json::Value::Object(fields) => {
+            Some(wkt::Struct { fields: fields.into_iter().map(|(name, value)| (name, struct_value(value))).collect() })
+        }
+        _ => None,
+    };
+    let value = TypedStruct { type_url: type_url::<T>(), value }.encode_to_vec();
+    Any { type_url: format!("type.googleapis.com/{}", TYPED_STRUCTS[1]), value }
+}
+
 /// Unpacks a message of the type `T`, also from a `TypedStruct` that stands for it.
 pub fn unpack<T: Name + Default>(any: &Any) -> Result<T, UnpackError> {
     let found = type_name(&any.type_url)?;
@@ -155,15 +168,34 @@ fn typed_struct(any: &Any) -> Result<Option<DynamicMessage>, UnpackError> {
         .map_err(|reason| UnpackError::TypedStruct { type_name: inner.to_owned(), reason })
 }
 
+/// Both spellings of `TypedStruct` have these fields.
+#[derive(Clone, PartialEq, Message)]
+struct TypedStruct {
+    #[prost(string, tag = "1")]
+    type_url: String,
+    #[prost(message, optional, tag = "2")]
+    value: Option<wkt::Struct>,
+}
+
+fn struct_value(value: serde_json::Value) -> wkt::Value {
+    use serde_json::Value;
+    use wkt::value::Kind;
+    let kind = match value {
+        Value::Null => Kind::NullValue(0),
+        Value::Bool(claim) => Kind::BoolValue(claim),
+        Value::Number(number) => Kind::NumberValue(number.as_f64().unwrap_or_default()),
+        Value::String(text) => Kind::StringValue(text),
+        Value::Array(items) => {
+            Kind::ListValue(wkt::ListValue { values: items.into_iter().map(struct_value).collect() })
+        }
+        Value::Object(fields) => Kind::StructValue(wkt::Struct {
+            fields: fields.into_iter().map(|(name, value)| (name, struct_value(value))).collect(),
+        }),
+    };
+    wkt::Value { kind: Some(kind) }
+}
+
 fn typed_struct_parts(name: &str, bytes: &[u8]) -> Result<(String, wkt::Struct), UnpackError> {
-    /// Both spellings of `TypedStruct` have these fields.
-    #[derive(Clone, PartialEq, Message)]
-    struct TypedStruct {
-        #[prost(string, tag = "1")]
-        type_url: String,
-        #[prost(message, optional, tag = "2")]
-        value: Option<wkt::Struct>,
-    }
     let descriptor = descriptor::message(name).ok_or_else(|| UnpackError::UnknownType { type_name: name.into() })?;
     scan(&descriptor, bytes)?;
     let read = TypedStruct::decode(bytes)
@@ -188,6 +220,21 @@ mod tests {
         let descriptor = descriptor::message("xds.type.v3.TypedStruct").unwrap();
         let message = json::parse_yaml(yaml, &descriptor).unwrap();
         Any { type_url: "type.googleapis.com/xds.type.v3.TypedStruct".into(), value: message.encode_to_vec() }
+    }
+
+    #[test]
+    fn what_is_packed_as_a_struct_is_read_back_as_it_was() {
+        use crate::envoy::envoy::r#type::v3::TokenBucket;
+        let bucket = TokenBucket {
+            max_tokens: u32::MAX,
+            tokens_per_fill: Some(crate::envoy::google::protobuf::UInt32Value { value: 50 }),
+            fill_interval: Some(crate::envoy::google::protobuf::Duration { seconds: 1, nanos: 500_000_000 }),
+        };
+        let policy = ClusterPolicy { rule: "RateLimit shop/orders".into(), local_rate_limit: Some(bucket) };
+        let any = pack_as_struct(&policy);
+        assert_eq!(any.type_url, "type.googleapis.com/xds.type.v3.TypedStruct");
+        assert_eq!(content_type(&any).as_deref(), Ok("outrigger.policy.v1.ClusterPolicy"));
+        assert_eq!(unpack::<ClusterPolicy>(&any), Ok(policy));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use envoy_types::pb::envoy::config::route::v3::FilterConfig;
 use envoy_types::pb::google::protobuf::Any;
-use outrigger_xds_proto::any::pack;
+use outrigger_xds_proto::any::{pack, pack_as_struct};
 use outrigger_xds_proto::policy::v1::{ClusterPolicy, RoutePolicy};
 
 use super::proto::bucket;
@@ -16,7 +16,7 @@ pub(super) const ROUTE_POLICY: &str = "outrigger.policy.v1.RoutePolicy";
 
 /// The limit of a whole cluster.
 pub(super) fn cluster_policy(limit: &TokenBucket, source: &ObjectKey) -> Any {
-    pack(&ClusterPolicy { local_rate_limit: Some(bucket(limit)), rule: source.to_string() })
+    pack_as_struct(&ClusterPolicy { local_rate_limit: Some(bucket(limit)), rule: source.to_string() })
 }
 
 /// Where a route comes from, and who set its retries.
@@ -26,6 +26,6 @@ pub(super) fn route_policy(route: &ObjectKey, retry: Option<(&ObjectKey, bool)>)
         rule: retry.map(|(source, _)| source.to_string()).unwrap_or_default(),
         kind_namespace_name: format!("{}/{}/{}", route.kind, route.namespace, route.name),
     };
-    let config = FilterConfig { config: Some(pack(&policy)), is_optional: true, disabled: false };
+    let config = FilterConfig { config: Some(pack_as_struct(&policy)), is_optional: true, disabled: false };
     pack(&config)
 }

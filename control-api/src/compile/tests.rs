@@ -218,7 +218,7 @@ fn a_bucket_smaller_than_a_fill_keeps_the_rate() {
         + "---\napiVersion: outrigger.dev/v1\nkind: RateLimit\nmetadata: {name: l}\n\
            spec: {targetRefs: [{kind: Upstream, name: a}], requests: 1000, per: 1s, burst: 200}\n";
     let clusters = shown(&compile(&text, &role("default")), ResourceType::Cluster);
-    let policy = &clusters[0]["metadata"]["typed_filter_metadata"]["outrigger.policy.v1.ClusterPolicy"];
+    let policy = &clusters[0]["metadata"]["typed_filter_metadata"]["outrigger.policy.v1.ClusterPolicy"]["value"];
     assert_eq!(
         policy["local_rate_limit"],
         json!({ "max_tokens": 200, "tokens_per_fill": 200, "fill_interval": "0.200s" })
