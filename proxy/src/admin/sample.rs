@@ -114,7 +114,7 @@ impl Sampler {
         let at_unix_ms = unix_ms(SystemTime::now());
         let states = self.read(span);
         let snapshot = self.sources.publisher.current();
-        let (totals, rate) = self.totals(&states);
+        let (totals, rate) = self.totals(&snapshot, &states);
         push_bounded(&mut self.total, rate, HISTORY);
         let (routes, route_history, routes_left_out) = self.route_rows(&snapshot);
         let (clusters, clusters_left_out) = self.cluster_rows(&snapshot, &states);
@@ -239,7 +239,7 @@ impl Sampler {
         states
     }
 
-    fn totals(&self, states: &HashMap<(Arc<str>, SocketAddr), EndpointState>) -> (Totals, f64) {
+    fn totals(&self, snapshot: &Snapshot, states: &HashMap<(Arc<str>, SocketAddr), EndpointState>) -> (Totals, f64) {
         let mut latency = HistogramReport::merge([]);
         let mut sum = Counts::default();
         let (mut rate, mut active, mut retry_rate, mut limited_rate) = (0.0, 0, 0.0, 0.0);
@@ -262,7 +262,8 @@ impl Sampler {
             retry_rate,
             limited_rate,
             ejected: states.values().filter(|state| state.ejected.is_some()).count(),
-            endpoints: states.len(),
+            // Counted from the configuration: an endpoint that nothing was sent to yet has no numbers.
+            endpoints: snapshot.clusters().iter().map(|(_, set)| set.endpoints.len()).sum(),
         };
         (totals, rate)
     }

@@ -185,7 +185,9 @@ function level(id, value) {
   attribute(byId(id).closest(".tile"), "data-level", value);
 }
 
-function showTotals(totals) {
+function showTotals(totals, listeners) {
+  // What comes in by one listener and leaves by another is counted by both.
+  text(byId("t-listeners"), listeners.length > 1 ? ", " + listeners.length + " listeners" : "");
   text(byId("t-rate"), rate(totals.rate));
   text(byId("t-success"), percent(totals.success));
   level("t-success", successLevel(totals.success));
@@ -394,7 +396,7 @@ function showListeners(frame) {
 
 function show(frame) {
   showFacts(frame);
-  showTotals(frame.totals);
+  showTotals(frame.totals, frame.listeners);
   showRoutes(frame);
   showClusters(frame);
   showListeners(frame);

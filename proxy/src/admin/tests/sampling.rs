@@ -143,7 +143,7 @@ fn ejected_endpoints_tell_how_long() {
     let ejected = row.ejected.as_ref().unwrap();
     assert!(ejected.age_ms.is_some() && ejected.remaining_ms.is_some_and(|left| left > 3_000_000), "{ejected:?}");
     assert_eq!(row.rate, 4.0);
-    assert_eq!((frame.totals.ejected, frame.totals.endpoints), (1, 1));
+    assert_eq!((frame.totals.ejected, frame.totals.endpoints), (1, 2));
     assert!(frame.clusters[0].endpoints[1].ejected.is_none());
     cell.ejected.store(false, Relaxed);
     assert_eq!(bench.second().0.totals.ejected, 0);
