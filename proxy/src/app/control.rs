@@ -186,7 +186,11 @@ impl Control {
             clusters = snapshot.clusters().len(),
             "configuration published"
         );
-        self.follow_sockets(snapshot)
+        // What drains listens no more, whatever is pushed: nobody would accept.
+        match *self.phase.borrow() {
+            Phase::Draining | Phase::Ended => Ok(()),
+            Phase::Starting | Phase::Ready => self.follow_sockets(snapshot),
+        }
     }
 
     /// Binds and closes what the snapshot asks for. A static listener that cannot be bound at the start ends the
