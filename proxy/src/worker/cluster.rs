@@ -67,7 +67,7 @@ impl Cluster {
             worker.shared.buckets.bucket(limit, now_ns)
         });
         Self {
-            cell: worker.cluster_cell(&name),
+            cell: worker.cluster_cell(&name, &state),
             slots: worker.slots(&config.name, &state),
             name,
             endpoints,

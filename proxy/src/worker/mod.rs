@@ -44,6 +44,10 @@ const LOG_PAUSE: Duration = Duration::from_secs(10);
 /// Endpoints of one worker by cluster and address.
 type Endpoints = HashMap<(ClusterName, SocketAddr), Rc<Endpoint>>;
 
+/// Counters of clusters, with the live state they were made beside: where that is new, the registry has forgotten the
+/// old counters too.
+type ClusterCells = HashMap<Arc<str>, (Arc<ClusterState>, Arc<ClusterCell>)>;
+
 /// One worker thread's state.
 pub struct Worker {
     /// What all workers share.
@@ -56,7 +60,7 @@ pub struct Worker {
     view: RefCell<Rc<View>>,
     endpoints: RefCell<Endpoints>,
     route_cells: RefCell<HashMap<RouteKey, Arc<RouteCell>>>,
-    cluster_cells: RefCell<HashMap<Arc<str>, Arc<ClusterCell>>>,
+    cluster_cells: RefCell<ClusterCells>,
     listener_cells: RefCell<HashMap<ListenerName, Arc<ListenerCell>>>,
     slots: RefCell<HashMap<ClusterName, Slots>>,
     date: Cell<(u64, [u8; 29])>,
@@ -124,21 +128,34 @@ impl Worker {
         cells.entry(key).or_insert_with_key(|key| self.shared.registry.route(key.clone())).clone()
     }
 
-    /// This worker's counters of a cluster.
-    pub fn cluster_cell(&self, name: &Arc<str>) -> Arc<ClusterCell> {
+    /// This worker's counters of a cluster; new ones for a cluster that left the configuration and came back.
+    fn cluster_cell(&self, name: &Arc<str>, state: &Arc<ClusterState>) -> Arc<ClusterCell> {
         let mut cells = self.cluster_cells.borrow_mut();
-        cells.entry(name.clone()).or_insert_with(|| self.shared.registry.cluster(name.clone())).clone()
+        if let Some((_, cell)) = cells.get(name).filter(|(known, _)| Arc::ptr_eq(known, state)) {
+            return cell.clone();
+        }
+        let cell = self.shared.registry.cluster(name.clone());
+        cells.insert(name.clone(), (state.clone(), cell.clone()));
+        cell
     }
 
     /// This worker's side of an endpoint, the same one for as long as the configuration has it.
     pub fn endpoint(&self, cluster: &ClusterName, address: SocketAddr) -> Rc<Endpoint> {
+        let cell = self.shared.registry.endpoint(&cluster.as_str().into(), address);
         let mut endpoints = self.endpoints.borrow_mut();
-        let endpoint = endpoints.entry((cluster.clone(), address)).or_insert_with(|| {
-            let cell = self.shared.registry.endpoint(&cluster.as_str().into(), address);
-            Rc::new(Endpoint::new(address, cell))
-        });
-        endpoint.reinstate();
-        endpoint.clone()
+        let known = endpoints.get(&(cluster.clone(), address));
+        // One that left and came back between two sweeps has counters that the registry has forgotten.
+        if let Some(known) = known.filter(|known| Arc::ptr_eq(&known.cell, &cell)) {
+            known.reinstate();
+            return known.clone();
+        }
+        let endpoint = Rc::new(Endpoint::new(address, cell));
+        let stale = endpoints.insert((cluster.clone(), address), endpoint.clone());
+        drop(endpoints);
+        if let Some(stale) = stale {
+            stale.retire();
+        }
+        endpoint
     }
 
     /// This worker's hold on the connections of a cluster.
@@ -152,7 +169,8 @@ impl Worker {
     pub fn sweep(&self) {
         let view = self.view();
         let now = now();
-        self.slots.borrow_mut().retain(|cluster, _| view.has_cluster(cluster));
+        self.slots.borrow_mut().retain(|cluster, _| view.has_cluster(cluster.as_str()));
+        self.cluster_cells.borrow_mut().retain(|cluster, _| view.has_cluster(cluster));
         self.endpoints.borrow_mut().retain(|(cluster, address), endpoint| match view.reuse_of(cluster, *address) {
             Some(reuse) => {
                 endpoint.sweep(now, reuse);

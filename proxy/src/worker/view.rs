@@ -49,9 +49,11 @@ impl View {
 
     /// A view of `snapshot` that takes over the clusters which are the same in both.
     pub(super) fn follow(&self, snapshot: Arc<Snapshot>) -> Self {
-        let next = Self::new(snapshot);
         let mut before = self.before.take();
+        // What left is let go: names that come and go would else pile up.
+        before.retain(|name, _| snapshot.cluster_index(name.as_str()).is_some());
         before.extend(self.clusters.borrow().iter().flatten().map(|one| (one.config.name.clone(), one.clone())));
+        let next = Self::new(snapshot);
         next.before.replace(before);
         next
     }
@@ -117,8 +119,8 @@ impl View {
     }
 
     /// True when the snapshot has it.
-    pub(super) fn has_cluster(&self, cluster: &ClusterName) -> bool {
-        self.snapshot.cluster_index(cluster.as_str()).is_some()
+    pub(super) fn has_cluster(&self, cluster: &str) -> bool {
+        self.snapshot.cluster_index(cluster).is_some()
     }
 
     /// How long connections to an endpoint are kept; `None` when the snapshot no longer has it.
