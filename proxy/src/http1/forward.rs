@@ -19,6 +19,7 @@ use std::time::Duration;
 use outrigger_reactor::{Buf, now, sleep};
 
 use super::body::{Body, BodyFault, Outgoing, Pump, PumpFault, Replay, queue_framed};
+use super::deadline::Deadlines;
 use super::exchange::{Matched, Outcome};
 use super::framing::BodyLength;
 use super::inlet::{HeadFault, Inlet};
@@ -54,6 +55,12 @@ pub(super) struct Forwarding<'a> {
     continued: bool,
     /// Our `x-request-id`, the same for every try.
     pub(super) request_id: Option<[u8; 36]>,
+}
+
+impl Forwarding<'_> {
+    fn per_try_timeout(&self) -> Option<Duration> {
+        self.action.retry.as_ref().and_then(|policy| policy.per_try_timeout)
+    }
 }
 
 /// An upstream that answered.
@@ -235,7 +242,7 @@ impl Downstream {
         forwarding.tries += 1;
         forwarding.tried.push(pick.index);
         cluster.cell.requests.add_one();
-        let per_try = forwarding.action.retry.as_ref().and_then(|policy| policy.per_try_timeout);
+        let per_try = forwarding.per_try_timeout();
         self.deadlines.set(Kind::PerTryTimeout, per_try.map(|span| now() + span));
         let in_flight = cluster.in_flight(pick.index);
         let began = now();
@@ -306,13 +313,18 @@ impl Downstream {
         let action = forwarding.action;
         let Self { stream, inlet: received, response_table, deadlines, .. } = self;
         response_table.reset();
-        let mut timing = RouteTiming { action, armed: false };
+        let mut timing = RouteTiming::new(action, forwarding.per_try_timeout());
+        if !forwarding.body.is_done() {
+            // While the client sends, it is not the endpoint that is waited for.
+            deadlines.set(Kind::PerTryTimeout, None);
+        }
+        let cell = forwarding.matched.cell;
         let result = {
             let Forwarding { body, replay, outgoing, .. } = &mut *forwarding;
             let mut pump = Pump::new(body, &mut received.input, stream, connection.stream())
                 .framed(*outgoing)
                 .kept_in(replay.as_mut());
-            poll_fn(|cx| {
+            let polled = poll_fn(|cx| {
                 if !uploaded {
                     let moved = pump.moved;
                     match pump.poll_moved(cx) {
@@ -328,7 +340,7 @@ impl Downstream {
                         deadlines.touch();
                     }
                     if pump.is_received() {
-                        timing.arm(deadlines);
+                        timing.request_ended(deadlines);
                     }
                 }
                 loop {
@@ -358,7 +370,9 @@ impl Downstream {
                     Err(Broke::Deadline(if is_client { Kind::RequestTimeout } else { kind }))
                 })
             })
-            .await
+            .await;
+            cell.bytes_in.add(pump.moved);
+            polled
         };
         match result {
             Ok((head, status)) => Ok(Answered {
@@ -483,19 +497,28 @@ fn within_budget(forwarding: &mut Forwarding<'_>, decision: Decision) -> Decisio
     if forwarding.retrying.is_some() { decision } else { Decision::Suppressed(SuppressReason::Budget) }
 }
 
-/// Starts the route timeout once.
-struct RouteTiming<'a> {
+/// Starts what runs from the end of the request, once.
+pub(super) struct RouteTiming<'a> {
     action: &'a ForwardAction,
+    /// `None` too when the try has answered: its time is over.
+    per_try: Option<Duration>,
     armed: bool,
 }
 
-impl RouteTiming<'_> {
-    fn arm(&mut self, deadlines: &mut super::deadline::Deadlines) {
+impl<'a> RouteTiming<'a> {
+    pub(super) fn new(action: &'a ForwardAction, per_try: Option<Duration>) -> Self {
+        Self { action, per_try, armed: false }
+    }
+
+    pub(super) fn request_ended(&mut self, deadlines: &mut Deadlines) {
         if self.armed {
             return;
         }
         self.armed = true;
         deadlines.set(Kind::RequestTimeout, None);
+        if deadlines.at(Kind::PerTryTimeout).is_none() {
+            deadlines.set(Kind::PerTryTimeout, self.per_try.map(|span| now() + span));
+        }
         if deadlines.at(Kind::RouteTimeout).is_none() {
             deadlines.set(Kind::RouteTimeout, self.action.timeout.map(|span| now() + span));
         }
@@ -532,7 +555,11 @@ fn head_fault(fault: &HeadFault) -> Kind {
 }
 
 /// True when the client ended its connection while it waits for the answer. Bytes of a next request are kept.
-fn received_end(stream: &outrigger_reactor::TcpStream, pump: &mut Pump<'_>, cx: &mut std::task::Context<'_>) -> bool {
+pub(super) fn received_end(
+    stream: &outrigger_reactor::TcpStream,
+    pump: &mut Pump<'_>,
+    cx: &mut std::task::Context<'_>,
+) -> bool {
     if !pump.input.is_empty() {
         return false;
     }

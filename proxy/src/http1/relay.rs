@@ -10,7 +10,7 @@ use std::task::Poll;
 
 use super::body::{Body, Outgoing, Pump, PumpFault};
 use super::exchange::Outcome;
-use super::forward::{Answered, Forwarding, after};
+use super::forward::{Answered, Forwarding, RouteTiming, after, received_end};
 use super::framing::BodyLength;
 use super::head::Version;
 use super::respond::{self, Answering};
@@ -82,6 +82,7 @@ impl Downstream {
             Pump::new(&mut forwarding.body, &mut inlet.input, stream, connection.stream()).framed(forwarding.outgoing);
         let cell = forwarding.matched.cell;
         let mut upload_over = *uploaded;
+        let mut timing = RouteTiming::new(forwarding.action, None);
         let relayed = poll_fn(|cx| {
             let moved = download.moved + upload.moved;
             if !upload_over {
@@ -93,6 +94,9 @@ impl Downstream {
                         return Poll::Ready(Relayed::DownstreamBroke);
                     }
                 }
+                if upload.is_received() {
+                    timing.request_ended(deadlines);
+                }
             }
             match download.poll_moved(cx) {
                 Poll::Ready(Ok(())) => return Poll::Ready(Relayed::Whole),
@@ -102,11 +106,15 @@ impl Downstream {
                 Poll::Ready(Err(PumpFault::Sink)) => return Poll::Ready(Relayed::DownstreamBroke),
                 Poll::Pending => {}
             }
+            if upload_over && *uploaded && received_end(stream, &mut upload, cx) {
+                return Poll::Ready(Relayed::DownstreamBroke);
+            }
             if download.moved + upload.moved != moved {
                 deadlines.touch();
             }
-            // What waits to be read by the client is the client's delay, whatever clock notices it.
-            let awaits_client = stream.queued_bytes() > 0;
+            // What waits to be read by the client, or to be sent by it, is the client's delay, whatever clock notices it.
+            let awaits_upload = !upload_over && !upload.is_received() && connection.stream().queued_bytes() == 0;
+            let awaits_client = awaits_upload || stream.queued_bytes() > 0;
             deadlines
                 .poll_passed(cx)
                 .map(|kind| if awaits_client { Relayed::DownstreamBroke } else { Relayed::UpstreamBroke(kind) })

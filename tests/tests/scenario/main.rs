@@ -37,6 +37,7 @@ mod attacks;
 mod balancing;
 mod control;
 mod drain;
+mod edges;
 mod eject;
 mod fallback;
 mod forwarding;
