@@ -47,12 +47,11 @@ interop: interop-peers ## real peers: curl, h2load, nginx, Envoy and Chromium be
 	  $(CARGO) test --locked -p outrigger-tests --test interop --test browser -- --ignored
 
 # The property tests with many more cases than `make test` gives them; bounded.
-FUZZ_CASES ?= 60000
-fuzz-smoke: ## random input to the parsers, the converter and the policy reader, for two minutes at most
-	$(CARGO) test --no-run --locked -p outrigger-proxy -p outrigger-control --lib
-	PROPTEST_CASES=$(FUZZ_CASES) OUTRIGGER_FUZZ_CASES=$(FUZZ_CASES) timeout 150 \
-	  $(CARGO) test --locked -p outrigger-proxy --lib -- convert:: http1:: route:: policy::
-	PROPTEST_CASES=$(FUZZ_CASES) timeout 60 $(CARGO) test --locked -p outrigger-control --lib -- model::
+FUZZ_CASES ?= 10000
+fuzz-smoke: ## random input to the parsers, the converter and the policy reader, about a minute
+	$(CARGO) test --no-run --locked --workspace --lib
+	PROPTEST_CASES=$(FUZZ_CASES) OUTRIGGER_FUZZ_CASES=$(FUZZ_CASES) timeout 900 \
+	  $(CARGO) test --locked --workspace --lib -- convert:: http1:: route:: policy:: model::
 
 chart: ## the Helm chart: lint, render, refuse bad values
 	HELM="$$(python3 tests/tools/fetch.py helm)" sh tests/tools/chart.sh
