@@ -197,7 +197,7 @@ def main() -> None:
         write_files(work)
         comparison = Comparison(options, work)
         if float(comparison.report.machine["load"]) > 0.5:
-            say(f"this machine is busy (load {comparison.report.machine['load']}): figures suffer, ratios less")
+            say(f"this machine is busy (load {comparison.report.machine['load']}): neither figures nor ratios will hold")
         result = comparison.run()
     finally:
         shutil.rmtree(work, ignore_errors=True)
