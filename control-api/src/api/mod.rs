@@ -1,4 +1,4 @@
-//! Purpose: the policy over HTTP, as DESIGN §6 fixes it.
+//! Purpose: the policy over HTTP.
 //! Shape: [`Api`] is what every request sees; [`build_router`] is the table of paths; one file per
 //! group of paths; `guard` stands before all of them.
 //! Errors: [`ApiError`] → `{"error": {"status", "code", "message", "details": [...]}}`.

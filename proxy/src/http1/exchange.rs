@@ -5,7 +5,7 @@
 //!
 //! **Errors.** Every answer made here is a [`Fault`] through [`respond::refusal`].
 //!
-//! **Source.** Order of decisions: DESIGN in `docs/ARCHITECTURE.md`, "From policy to traffic".
+//! **Source.** Order of decisions: `docs/ARCHITECTURE.md`, "From policy to traffic".
 
 use std::rc::Rc;
 use std::sync::Arc;

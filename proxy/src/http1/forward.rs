@@ -18,13 +18,13 @@ use std::time::Duration;
 
 use outrigger_reactor::{Buf, now, sleep};
 
+use super::answer::FinalHead;
 use super::body::{Body, BodyFault, Outgoing, Pump, PumpFault, Replay, queue_framed};
 use super::deadline::Deadlines;
 use super::exchange::{Matched, Outcome};
 use super::framing::BodyLength;
-use super::inlet::{HeadFault, Inlet};
+use super::inlet::Inlet;
 use super::respond::{self, Answering};
-use super::response::ResponseLimits;
 use super::server::{After, Downstream};
 use crate::config::{ForwardAction, HeaderEdits};
 use crate::fault::{Fault, Kind, Retry, Side};
@@ -306,10 +306,9 @@ impl Downstream {
     ) -> Result<Answered, TryFault> {
         self.begin_request(forwarding, &connection).await?;
         let on_reused = connection.is_reused();
-        let mut inlet = Inlet::default();
+        let mut answer = FinalHead::default();
         let mut uploaded = false;
         let mut upload_broke = false;
-        let limits = ResponseLimits::default();
         let action = forwarding.action;
         let Self { stream, inlet: received, response_table, deadlines, .. } = self;
         response_table.reset();
@@ -343,22 +342,8 @@ impl Downstream {
                         timing.request_ended(deadlines);
                     }
                 }
-                loop {
-                    match inlet.poll_head(connection.stream(), cx, |bytes| response_table.parse(bytes, &limits)) {
-                        Poll::Ready(Ok(head)) => {
-                            let view = response_table.view(&head);
-                            if view.is_switch() {
-                                return Poll::Ready(Err(Broke::Upstream(Kind::ResponseMalformed)));
-                            }
-                            if !view.is_interim() {
-                                let status = view.status();
-                                return Poll::Ready(Ok((head, status)));
-                            }
-                            // 100 was answered to the client already, 102 and 103 are advice: neither ends the wait.
-                        }
-                        Poll::Ready(Err(fault)) => return Poll::Ready(Err(Broke::Upstream(head_fault(&fault)))),
-                        Poll::Pending => break,
-                    }
+                if let Poll::Ready(answer) = answer.poll(connection.stream(), response_table, cx) {
+                    return Poll::Ready(answer.map_err(Broke::Upstream));
                 }
                 if uploaded && !upload_broke && received_end(stream, &mut pump, cx) {
                     return Poll::Ready(Err(Broke::Gone));
@@ -377,7 +362,7 @@ impl Downstream {
         match result {
             Ok((head, status)) => Ok(Answered {
                 connection,
-                inlet,
+                inlet: answer.inlet,
                 head,
                 status,
                 uploaded: uploaded && !upload_broke,
@@ -526,6 +511,7 @@ impl<'a> RouteTiming<'a> {
 }
 
 /// What ended a try before its answer.
+#[derive(Debug)]
 enum Broke {
     Downstream(BodyFault),
     Gone,
@@ -543,14 +529,6 @@ impl Broke {
         };
         let verdict = if sent == Sent::Nothing { Retry::Safe } else { kind.retry() };
         TryFault { fault: Fault::new(kind).with_retry(verdict), sent, on_reused }
-    }
-}
-
-fn head_fault(fault: &HeadFault) -> Kind {
-    match fault {
-        HeadFault::Broken => Kind::ResponseReset,
-        HeadFault::Ended(_) => Kind::ResponseClosed,
-        HeadFault::Refused(kind) => *kind,
     }
 }
 

@@ -10,6 +10,7 @@
 //!
 //! **Source.** RFC 9110, RFC 9112, RFC 3986.
 
+mod answer;
 mod body;
 pub mod chunk;
 mod deadline;
