@@ -91,7 +91,8 @@ impl Downstream {
             Ok(Normal::Changed(path)) => path,
             Ok(Normal::RedirectTo(path)) => {
                 let location = respond::location_of_path(path, head.query());
-                return self.answer(respond::redirect(307, &location, &answering)).await;
+                let fault = Fault::new(Kind::Redirect).with_status(307);
+                return self.answer(respond::redirect(&fault, &location, &answering)).await;
             }
             Err(kind) => {
                 let answering = Answering { keep: false, ..answering };
@@ -141,13 +142,18 @@ impl Downstream {
         match &matched.route.action {
             RouteAction::Forward(forward) => self.forward(matched, forward, answering).await,
             RouteAction::Direct(direct) => {
-                let status = direct.status;
-                Outcome { after: self.answer(respond::direct(direct, answering)).await, status }
+                let fault = by_route(Kind::DirectResponse, matched).with_status(direct.status);
+                if direct.status >= 400 {
+                    matched.cell.faults.add_one(fault.kind);
+                }
+                let after = self.answer(respond::direct(&fault, &direct.body, answering)).await;
+                Outcome { after, status: direct.status }
             }
             RouteAction::Redirect(redirect) => {
+                let fault = by_route(Kind::Redirect, matched).with_status(redirect.status);
                 let location = respond::location(redirect, matched);
-                let status = redirect.status;
-                Outcome { after: self.answer(respond::redirect(status, &location, answering)).await, status }
+                let after = self.answer(respond::redirect(&fault, &location, answering)).await;
+                Outcome { after, status: redirect.status }
             }
         }
     }
@@ -207,6 +213,11 @@ impl Drop for Active<'_> {
     fn drop(&mut self) {
         self.0.active.add(-1);
     }
+}
+
+/// What a route answers by itself, named by the route.
+fn by_route(kind: Kind, matched: &Matched<'_>) -> Fault {
+    Fault::new(kind).with_rule(matched.route.name.clone())
 }
 
 fn precondition(http: &HttpConnectionConfig, head: RequestHead<'_>) -> Result<(), Kind> {

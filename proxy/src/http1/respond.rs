@@ -16,7 +16,7 @@ use super::framing::BodyLength;
 use super::head::{RequestHead, Version};
 use super::local::{LocalResponse, write_local_response};
 use super::response::ResponseHead;
-use crate::config::{DirectResponse, HeaderEdits, HttpConnectionConfig, Redirect};
+use crate::config::{HeaderEdits, HttpConnectionConfig, Redirect};
 use crate::fault::{Fault, Kind};
 use crate::route;
 use crate::worker::Worker;
@@ -53,22 +53,24 @@ pub(super) fn refusal(fault: &Fault, answering: &Answering<'_>) -> Answer {
         _ => &[],
     };
     let body = fault.kind.explanation().as_bytes();
-    local(fault.status(), &Content { fault: Some(&header), extra, body }, answering)
+    local(fault.status(), &Content { fault: &header, extra, body }, answering)
 }
 
-/// A fixed answer of a route.
-pub(super) fn direct(direct: &DirectResponse, answering: &Answering<'_>) -> Answer {
-    local(direct.status, &Content { fault: None, extra: &[], body: &direct.body }, answering)
+/// A fixed answer of a route; `fault` says which route's.
+pub(super) fn direct(fault: &Fault, body: &[u8], answering: &Answering<'_>) -> Answer {
+    let header = fault.header(answering.epoch);
+    local(fault.status(), &Content { fault: &header, extra: &[], body }, answering)
 }
 
-/// A redirect to `location`.
-pub(super) fn redirect(status: u16, location: &[u8], answering: &Answering<'_>) -> Answer {
-    local(status, &Content { fault: None, extra: &[("location", location)], body: b"" }, answering)
+/// A redirect to `location`; `fault` says which route's.
+pub(super) fn redirect(fault: &Fault, location: &[u8], answering: &Answering<'_>) -> Answer {
+    let header = fault.header(answering.epoch);
+    local(fault.status(), &Content { fault: &header, extra: &[("location", location)], body: b"" }, answering)
 }
 
 /// What one local answer says.
 struct Content<'a> {
-    fault: Option<&'a dyn Display>,
+    fault: &'a dyn Display,
     extra: &'a [(&'a str, &'a [u8])],
     body: &'a [u8],
 }
@@ -77,7 +79,7 @@ fn local(status: u16, content: &Content<'_>, answering: &Answering<'_>) -> Answe
     let date = answering.worker.date();
     let response = LocalResponse {
         status,
-        fault: content.fault,
+        fault: Some(content.fault),
         extra: content.extra,
         body: content.body,
         is_head: answering.is_head,

@@ -93,8 +93,10 @@ on_both_drivers! {
         let mut client = proxy.connect();
         let teapot = client.get("/teapot").unwrap();
         assert_eq!((teapot.status, teapot.text().as_str()), (418, "short and stout"));
+        assert_eq!(teapot.fault_kind(), "local/route/direct-response");
         let moved = client.request("GET", "/old/a?b=c", &[("host", "old.test")], b"").unwrap();
         assert_eq!((moved.status, moved.header("location").as_deref()), (308, Some("http://new.test/new/a?b=c")));
+        assert_eq!(moved.fault_kind(), "local/route/redirect");
         let tls = client.request("GET", "/tls/a", &[("host", "old.test")], b"").unwrap();
         assert_eq!((tls.status, tls.header("location").as_deref()), (301, Some("https://old.test/tls/a")));
     }
