@@ -27,7 +27,7 @@ async fn pump(from: Rc<TcpStream>, to: Rc<TcpStream>) -> io::Result<()> {
             is_end = more.is_empty();
             to.queue(more);
         }
-        to.flush().await?;
+        to.hand_over().await?;
         if is_end {
             return to.shutdown_write();
         }

@@ -1,10 +1,11 @@
-//! **Purpose.** The one interface of both drivers, and what they share: the wake event and descriptor calls.
+//! **Purpose.** The one interface of both drivers, and what they share: the wake event, the alarm and descriptor calls.
 //!
 //! **Shape.** `fill` brings received bytes into a socket's queue, `push` takes committed bytes out of it, `accept`
 //! brings connections; each does it at once or arranges a wake. `turn` submits, waits and completes.
 //!
 //! **Errors.** Errors of one socket stay in that socket; an `Err` of `turn` means that the driver itself is broken.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io::{self, Write};
 use std::net::SocketAddr;
@@ -12,7 +13,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Waker;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use socket2::SockRef;
 
@@ -20,7 +21,7 @@ use crate::buffers::Pool;
 use crate::epoll::Epoll;
 use crate::meters::Meters;
 use crate::ring::Ring;
-use crate::socket::{Socket, Step};
+use crate::socket::{Direction, Notice, Socket, Step};
 use crate::{DriverKind, Options};
 
 /// The descriptor through which other threads end a runtime's sleep.
@@ -45,6 +46,50 @@ impl WakeEvent {
     }
 }
 
+/// The descriptor that ends a runtime's sleep when a timer is due.
+///
+/// A wait with a time limit arms and disarms a timer of the kernel each time; this one is set only when the next timer
+/// is sooner than all that it was set for before.
+pub(crate) struct Alarm {
+    fd: OwnedFd,
+    set_for: Cell<Option<Instant>>,
+}
+
+impl Alarm {
+    pub(crate) fn new() -> io::Result<Self> {
+        // SAFETY: takes no pointer.
+        let fd = unsafe { libc::timerfd_create(libc::CLOCK_MONOTONIC, libc::TFD_CLOEXEC | libc::TFD_NONBLOCK) };
+        Ok(Self { fd: owned(fd)?, set_for: Cell::new(None) })
+    }
+
+    pub(crate) fn raw(&self) -> RawFd {
+        self.fd.as_raw_fd()
+    }
+
+    /// Makes sure that the sleep which begins now ends by `due`. It may end sooner: for a timer that was given up.
+    pub(crate) fn set(&self, due: Instant) -> io::Result<bool> {
+        let now = Instant::now();
+        if self.set_for.get().is_some_and(|set_for| now < set_for && set_for <= due) {
+            return Ok(false);
+        }
+        // Zero would disarm it.
+        let span = due.saturating_duration_since(now).max(Duration::from_nanos(1));
+        let never = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        let once = libc::timespec {
+            tv_sec: libc::time_t::try_from(span.as_secs()).unwrap_or(libc::time_t::MAX),
+            tv_nsec: libc::c_long::from(span.subsec_nanos() as i32),
+        };
+        let spec = libc::itimerspec { it_interval: never, it_value: once };
+        // SAFETY: `spec` lives through the call, which keeps no pointer to it and is asked for no old value.
+        let done = unsafe { libc::timerfd_settime(self.raw(), 0, &raw const spec, std::ptr::null_mut()) };
+        if done < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        self.set_for.set(Some(due));
+        Ok(true)
+    }
+}
+
 /// The descriptor that a call returned, or its error.
 pub(crate) fn owned(fd: RawFd) -> io::Result<OwnedFd> {
     if fd < 0 {
@@ -62,6 +107,18 @@ pub(crate) fn stream_socket(peer: &SocketAddr) -> io::Result<OwnedFd> {
     let fd = owned(unsafe { libc::socket(family, kind, libc::IPPROTO_TCP) })?;
     SockRef::from(&fd).set_tcp_nodelay(true)?;
     Ok(fd)
+}
+
+/// What ends a runtime's sleep beside its sockets. Drivers watch both for edges and read neither.
+pub(crate) struct Wakes {
+    pub(crate) alarm: Rc<Alarm>,
+    pub(crate) event: Arc<WakeEvent>,
+}
+
+impl Wakes {
+    pub(crate) fn raw(&self) -> [RawFd; 2] {
+        [self.alarm.raw(), self.event.raw()]
+    }
 }
 
 /// One of the two drivers.
@@ -86,11 +143,11 @@ impl Driver {
         options: &Options,
         pool: Rc<Pool>,
         meters: Rc<Meters>,
-        event: &Arc<WakeEvent>,
+        wakes: Wakes,
     ) -> io::Result<Self> {
         Ok(match kind {
-            DriverKind::Epoll => Self::Epoll(Epoll::new(pool, meters, event.clone())?),
-            DriverKind::Uring => Self::Uring(Box::new(Ring::new(options, pool, meters, event.clone())?)),
+            DriverKind::Epoll => Self::Epoll(Epoll::new(pool, meters, wakes)?),
+            DriverKind::Uring => Self::Uring(Box::new(Ring::new(options, pool, meters, wakes)?)),
         })
     }
 
@@ -124,9 +181,15 @@ impl Driver {
         either!(self, look(socket))
     }
 
-    /// Sends committed bytes.
-    pub(crate) fn push(&mut self, socket: &Rc<Socket>) -> Step {
-        either!(self, push(socket))
+    /// Sends committed bytes, now and, unless an error ends it, for as long as some are left.
+    pub(crate) fn push(&mut self, socket: &Rc<Socket>, notice: Notice) -> Step {
+        either!(self, push(socket, notice))
+    }
+
+    /// `Moved` when a call on the descriptor itself may find bytes, or room; otherwise that side's waker learns when.
+    /// Whoever receives so gets nothing received ahead of it.
+    pub(crate) fn direct(&mut self, socket: &Rc<Socket>, direction: Direction) -> Step {
+        either!(self, direct(socket, direction))
     }
 
     /// Ends what is in flight and closes the descriptor after it.
@@ -134,9 +197,8 @@ impl Driver {
         either!(self, release(socket));
     }
 
-    /// Submits, waits for at most `wait` (`None`: until something happens) and completes. Wakers to call are added to
-    /// `woken`.
-    pub(crate) fn turn(&mut self, wait: Option<Duration>, woken: &mut Vec<Waker>) -> io::Result<()> {
-        either!(self, turn(wait, woken))
+    /// Submits, waits until something happens if `may_sleep`, and completes. Wakers to call are added to `woken`.
+    pub(crate) fn turn(&mut self, may_sleep: bool, woken: &mut Vec<Waker>) -> io::Result<()> {
+        either!(self, turn(may_sleep, woken))
     }
 }

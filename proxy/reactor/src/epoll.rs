@@ -11,21 +11,20 @@
 //! **Source.** epoll(7), epoll_ctl(2) on EPOLLEXCLUSIVE.
 
 use std::collections::VecDeque;
-use std::io::{self, IoSlice};
+use std::io;
 use std::mem;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::rc::Rc;
-use std::sync::Arc;
 use std::task::Waker;
-use std::time::Duration;
 
 use socket2::SockAddr;
 
-use crate::buffers::{Block, Buf, Pool};
-use crate::driver::{WakeEvent, owned};
+use crate::buffers::Pool;
+use crate::driver::{Wakes, owned};
 use crate::meters::Meters;
-use crate::socket::{AHEAD_BLOCKS, Arm, End, GATHER, SendSide, Socket, Step};
+use crate::receive::{Received, receive_now};
+use crate::socket::{Arm, Direction, Notice, Socket, Step};
 
 const EVENTS_PER_TURN: usize = 256;
 const WAKE_TOKEN: u64 = u64::MAX;
@@ -41,7 +40,7 @@ struct Slot {
 
 pub(crate) struct Epoll {
     fd: OwnedFd,
-    event: Arc<WakeEvent>,
+    wakes: Wakes,
     slots: Vec<Slot>,
     vacant: Vec<u32>,
     events: Vec<libc::epoll_event>,
@@ -52,12 +51,12 @@ pub(crate) struct Epoll {
 }
 
 impl Epoll {
-    pub(crate) fn new(pool: Rc<Pool>, meters: Rc<Meters>, event: Arc<WakeEvent>) -> io::Result<Self> {
+    pub(crate) fn new(pool: Rc<Pool>, meters: Rc<Meters>, wakes: Wakes) -> io::Result<Self> {
         // SAFETY: takes no pointer.
         let fd = owned(unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) })?;
         let epoll = Self {
             fd,
-            event,
+            wakes,
             slots: Vec::new(),
             vacant: Vec::new(),
             events: vec![libc::epoll_event { events: 0, u64: 0 }; EVENTS_PER_TURN],
@@ -66,7 +65,9 @@ impl Epoll {
             meters,
         };
         let events = libc::EPOLLIN | libc::EPOLLET;
-        epoll.control(libc::EPOLL_CTL_ADD, epoll.event.raw(), events, WAKE_TOKEN)?;
+        for fd in epoll.wakes.raw() {
+            epoll.control(libc::EPOLL_CTL_ADD, fd, events, WAKE_TOKEN)?;
+        }
         Ok(epoll)
     }
 
@@ -154,44 +155,21 @@ impl Epoll {
         if !recv.is_readable {
             return Step::Wait;
         }
-        // A full read foretells another: the next one takes several blocks in one call.
-        let wanted = if recv.is_bulk { AHEAD_BLOCKS } else { 1 };
-        let mut blocks: [Option<Rc<Block>>; AHEAD_BLOCKS] = [const { None }; AHEAD_BLOCKS];
-        for place in &mut blocks[..wanted] {
-            *place = self.pool.take();
-        }
-        if blocks[0].is_none() {
-            self.meters.buffer_exhausted.add(1);
-            if recv.arm != Arm::Parked {
-                recv.arm = Arm::Parked;
-                self.starved.push_back(socket.clone());
-            }
-            return Step::Wait;
-        }
-        self.meters.syscalls.add(1);
-        let received = recv_into(socket, &blocks);
-        let mut left = *received.as_ref().unwrap_or(&0);
-        for block in blocks.into_iter().flatten() {
-            if left == 0 {
-                self.pool.give(block);
-                continue;
-            }
-            let filled = left.min(block.len());
-            left -= filled;
-            recv.is_bulk = filled == block.len();
-            recv.queue.push_back(Buf::pooled(block, filled));
-        }
+        let received = receive_now(socket, &mut recv, &self.pool, &self.meters);
         match received {
-            Ok(0) => recv.end = Some(End::Fin),
-            Ok(count) => {
-                self.meters.recv_bytes.add(count as u64);
-                recv.is_readable = recv.is_bulk || recv.is_hung_up;
+            Received::Bytes => recv.is_readable = recv.is_bulk || recv.is_hung_up,
+            Received::End => {}
+            Received::NoBlock => {
+                if recv.arm != Arm::Parked {
+                    recv.arm = Arm::Parked;
+                    self.starved.push_back(socket.clone());
+                }
+                return Step::Wait;
             }
-            Err(libc::EAGAIN) => {
+            Received::Nothing => {
                 recv.is_readable = false;
                 return Step::Wait;
             }
-            Err(errno) => recv.end = Some(End::Errno(errno)),
         }
         Step::Moved
     }
@@ -205,14 +183,15 @@ impl Epoll {
         if recv.is_readable { Step::Moved } else { Step::Wait }
     }
 
-    pub(crate) fn push(&mut self, socket: &Rc<Socket>) -> Step {
+    /// Failure and success are both known at once here, whoever asks.
+    pub(crate) fn push(&mut self, socket: &Rc<Socket>, _: Notice) -> Step {
         let mut send = socket.send.borrow_mut();
         while send.committed > 0 {
             if !send.is_writable {
                 return Step::Wait;
             }
             self.meters.syscalls.add(1);
-            let sent = send_gathered(socket, &send);
+            let sent = send.gathered(socket);
             match sent {
                 Ok(count) => {
                     self.meters.sent_bytes.add(count as u64);
@@ -233,6 +212,15 @@ impl Epoll {
         Step::Moved
     }
 
+    /// `Moved` when the kernel may have bytes or room.
+    pub(crate) fn direct(&mut self, socket: &Rc<Socket>, direction: Direction) -> Step {
+        let is_ready = match direction {
+            Direction::Receive => socket.recv.borrow().is_readable,
+            Direction::Send => socket.send.borrow().is_writable,
+        };
+        if is_ready { Step::Moved } else { Step::Wait }
+    }
+
     pub(crate) fn release(&mut self, socket: &Rc<Socket>) {
         let index = socket.token.get();
         let slot = &mut self.slots[index as usize];
@@ -246,15 +234,10 @@ impl Epoll {
         socket.close();
     }
 
-    pub(crate) fn turn(&mut self, wait: Option<Duration>, woken: &mut Vec<Waker>) -> io::Result<()> {
+    pub(crate) fn turn(&mut self, may_sleep: bool, woken: &mut Vec<Waker>) -> io::Result<()> {
         let before = woken.len();
         self.feed_starved(woken);
-        let wait_ms = if woken.len() > before {
-            0
-        } else {
-            // Rounded up: a wait that ends before its timer would spin for the rest of the millisecond.
-            wait.map_or(-1, |wait| wait.as_nanos().div_ceil(1_000_000).min(i32::MAX as u128) as i32)
-        };
+        let wait_ms = if may_sleep && woken.len() == before { -1 } else { 0 };
         self.meters.syscalls.add(1);
         // SAFETY: `events` has room for as many entries as the call is told, and outlives it.
         let count = unsafe {
@@ -289,7 +272,7 @@ impl Epoll {
 
     fn note(&mut self, token: u64, events: u32, woken: &mut Vec<Waker>) {
         let slot = &self.slots[token as u32 as usize];
-        let Some(socket) = &slot.socket else { return };
+        let Some(socket) = slot.socket.clone() else { return };
         if slot.generation != (token >> 32) as u32 {
             return;
         }
@@ -319,6 +302,12 @@ impl Epoll {
             }
             send.is_writable = true;
             woken.extend(send.waker.take());
+            let is_left = send.committed > 0;
+            drop(send);
+            if is_left {
+                // Handed over: nobody may be waiting to push it on.
+                self.push(&socket, Notice::Failure);
+            }
         }
     }
 }
@@ -330,52 +319,6 @@ impl Drop for Epoll {
             drop(slot.socket);
         }
     }
-}
-
-/// Fills blocks in order: bytes, 0 for FIN, or the error.
-fn recv_into(socket: &Socket, blocks: &[Option<Rc<Block>>]) -> Result<usize, i32> {
-    let mut slices = [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; AHEAD_BLOCKS];
-    let mut count = 0;
-    for (slice, block) in slices.iter_mut().zip(blocks.iter().flatten()) {
-        *slice = libc::iovec { iov_base: block.start().cast(), iov_len: block.len() };
-        count += 1;
-    }
-    loop {
-        // SAFETY: the slices are whole blocks, just taken from the pool: allocated through the call and seen by nobody else.
-        let received = unsafe {
-            if count == 1 {
-                libc::recv(socket.raw(), slices[0].iov_base, slices[0].iov_len, 0)
-            } else {
-                libc::readv(socket.raw(), slices.as_ptr(), count)
-            }
-        };
-        match received {
-            0.. => return Ok(received as usize),
-            _ => match last_errno() {
-                libc::EINTR => {}
-                errno => return Err(errno),
-            },
-        }
-    }
-}
-
-/// One gathered send from the front of the queue.
-fn send_gathered(socket: &Socket, send: &SendSide) -> io::Result<usize> {
-    if let (1, Some(only)) = (send.queue.len(), send.queue.front()) {
-        return socket.with_fd(|fd| fd.send_with_flags(only, libc::MSG_NOSIGNAL));
-    }
-    let mut slices = [(); GATHER].map(|()| IoSlice::new(&[]));
-    let mut bytes = 0;
-    let mut count = 0;
-    for (slice, part) in slices.iter_mut().zip(&send.queue) {
-        if bytes >= send.committed {
-            break;
-        }
-        *slice = IoSlice::new(part);
-        bytes += part.len();
-        count += 1;
-    }
-    socket.with_fd(|fd| fd.send_vectored_with_flags(&slices[..count], libc::MSG_NOSIGNAL))
 }
 
 fn last_errno() -> i32 {

@@ -26,8 +26,9 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
 use crate::buffers::Pool;
-use crate::driver::{Driver, WakeEvent};
+use crate::driver::{Alarm, Driver, WakeEvent, Wakes};
 use crate::meters::{Counters, Meters};
+use crate::splice::Pipes;
 use crate::timers::Wheel;
 use crate::{DriverKind, Options};
 
@@ -209,6 +210,8 @@ pub(crate) struct Core {
     pub(crate) wheel: RefCell<Wheel>,
     pub(crate) meters: Rc<Meters>,
     pool: Rc<Pool>,
+    pub(crate) pipes: Pipes,
+    alarm: Rc<Alarm>,
     clock: Cell<Instant>,
     tasks: RefCell<TaskTable>,
     ready: RefCell<VecDeque<TaskKey>>,
@@ -232,6 +235,7 @@ impl Core {
             cancels: meters.cancels.read(),
             recv_bytes: meters.recv_bytes.read(),
             sent_bytes: meters.sent_bytes.read(),
+            spliced_bytes: meters.spliced_bytes.read(),
             buffers_in_use: self.pool.in_use() as u64,
             buffer_exhausted: meters.buffer_exhausted.read(),
             tasks_live: self.tasks.borrow().live as u64,
@@ -257,9 +261,9 @@ impl Core {
         is_spent
     }
 
-    /// Counts one ready result against the running task's share.
-    pub(crate) fn spend_share(&self) {
-        self.ready_left.set(self.ready_left.get().saturating_sub(1));
+    /// Counts ready results against the running task's share.
+    pub(crate) fn spend(&self, results: u32) {
+        self.ready_left.set(self.ready_left.get().saturating_sub(results));
     }
 
     fn abort(&self, key: TaskKey) {
@@ -304,14 +308,13 @@ impl Core {
     /// Looks at the driver, sleeping there only when nothing is ready, then fires timers and wakes.
     fn turn(&self, woken: &mut Vec<Waker>) {
         let may_sleep = self.ready.borrow().is_empty() && self.remote.try_sleep();
-        let wait = if may_sleep {
-            let due = self.wheel.borrow().next_due();
-            due.map(|due| due.saturating_duration_since(Instant::now()))
-        } else {
-            Some(Duration::ZERO)
-        };
+        let due = if may_sleep { self.wheel.borrow().next_due() } else { None };
+        if let Some(due) = due {
+            let is_set = self.alarm.set(due).expect("a timer descriptor takes any time");
+            self.meters.syscalls.add(u64::from(is_set));
+        }
         self.meters.turns.add(1);
-        let turned = self.with_driver(|driver| driver.turn(wait, woken));
+        let turned = self.with_driver(|driver| driver.turn(may_sleep, woken));
         self.clock.set(Instant::now());
         if self.now() >= self.trim_due.get() {
             self.trim_due.set(self.now() + TRIM_EVERY);
@@ -348,13 +351,17 @@ impl Runtime {
         let meters = Rc::new(Meters::default());
         let pool = Pool::new(options.buffers, options.buffers_max, options.buffer_bytes);
         let event = Arc::new(WakeEvent::new()?);
-        let driver = Driver::new(driver, options, pool.clone(), meters.clone(), &event)?;
+        let alarm = Rc::new(Alarm::new()?);
+        let wakes = Wakes { alarm: alarm.clone(), event: event.clone() };
+        let driver = Driver::new(driver, options, pool.clone(), meters.clone(), wakes)?;
         let clock = Instant::now();
         let core = Rc::new(Core {
             driver: RefCell::new(Some(driver)),
             wheel: RefCell::new(Wheel::new(clock)),
             meters,
             pool,
+            pipes: Pipes::default(),
+            alarm,
             clock: Cell::new(clock),
             tasks: RefCell::default(),
             ready: RefCell::default(),

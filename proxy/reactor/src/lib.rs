@@ -7,7 +7,7 @@
 //! reference-counted slice of received or written bytes, [`mailbox`] brings values from other threads.
 //! ```text
 //!  turn:  run ready tasks (bounded) ─► re-arm, submit and wait (one syscall) ─► completions ─► timers ─► wake
-//!  modules:  executor (tasks, wakers, turn) ─► timers · buffers · driver ─► ring | epoll ─► socket
+//!  modules:  executor (tasks, wakers, turn) ─► timers · buffers · driver ─► ring | epoll ─► socket ◀─ splice
 //! ```
 //!
 //! **Units.** Bytes and [`std::time::Duration`]; timers are kept in milliseconds and never fire early.
@@ -26,8 +26,10 @@ mod executor;
 mod mailbox;
 mod meters;
 mod probe;
+mod receive;
 mod ring;
 mod socket;
+mod splice;
 mod tcp;
 mod timers;
 
@@ -37,7 +39,8 @@ pub use mailbox::{Mailbox, Sender, mailbox};
 pub use meters::{Counters, counters};
 
 pub use probe::{Check, IoChoice, Probe, ProbeError, probe};
-pub use socket::{AHEAD_BLOCKS, CLOSING_ACCEPTS};
+pub use socket::{AHEAD_BLOCKS, CLOSING_ACCEPTS, HANDED_BYTES};
+pub use splice::{PIPE_BYTES, Splice, SpliceFault, Spliced};
 pub use tcp::{TcpListener, TcpStream};
 pub use timers::{Elapsed, Sleep, sleep, sleep_until, timeout, timeout_at};
 

@@ -95,7 +95,7 @@ impl<T: Send> Mailbox<T> {
             let mut post = lock(&self.post);
             if let Some(value) = post.queue.pop_front() {
                 if let Some(core) = core {
-                    core.spend_share();
+                    core.spend(1);
                 }
                 return Poll::Ready(Some(value));
             }

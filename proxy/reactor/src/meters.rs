@@ -23,6 +23,8 @@ pub struct Counters {
     pub recv_bytes: u64,
     /// Bytes the kernel took to send.
     pub sent_bytes: u64,
+    /// Bytes moved from socket to socket inside the kernel: neither received nor sent by this process.
+    pub spliced_bytes: u64,
     /// Pool blocks held by a [`Buf`](crate::Buf) now.
     pub buffers_in_use: u64,
     /// Times a receive found no block to fill.
@@ -68,6 +70,7 @@ pub(crate) struct Meters {
     pub(crate) cancels: Meter,
     pub(crate) recv_bytes: Meter,
     pub(crate) sent_bytes: Meter,
+    pub(crate) spliced_bytes: Meter,
     pub(crate) buffer_exhausted: Meter,
     pub(crate) sockets_open: Meter,
 }

@@ -9,7 +9,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
-use std::io;
+use std::io::{self, IoSlice};
 use std::mem;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -25,8 +25,28 @@ use crate::meters::Meters;
 pub const AHEAD_BLOCKS: usize = 8;
 /// Most connections taken out of the backlog by the close of a listener.
 pub const CLOSING_ACCEPTS: usize = 128;
+/// Most bytes that may still be on their way to the kernel when a stream's hand-over is done.
+pub const HANDED_BYTES: usize = 16 * 1024;
 /// Most slices in one gathered send.
 pub(crate) const GATHER: usize = 64;
+
+/// What the one who sends wants to learn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Notice {
+    /// The end of it, either way.
+    End,
+    /// Failure, which the next call on the stream returns.
+    Failure,
+    /// The end of it, and before anything else is done if it can be.
+    Now,
+}
+
+/// One of the two ways of a stream's bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Direction {
+    Receive,
+    Send,
+}
 
 /// What became of a request to a driver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -160,8 +180,13 @@ pub(crate) struct RecvSide {
     pub(crate) end: Option<End>,
     pub(crate) waker: Option<Waker>,
     pub(crate) arm: Arm,
-    /// Epoll: the kernel may have something. Begins true, so that the first look needs no event.
+    /// The kernel may have something (ring: for a splice). Begins true, so that the first look needs no event.
     pub(crate) is_readable: bool,
+    /// Ring: nothing is received ahead, the bytes are spliced.
+    pub(crate) is_direct: bool,
+    /// Ring: bulk was taken by calls of its own; no more than a head should be received before it is known whether more
+    /// follows.
+    pub(crate) was_bulk: bool,
     /// The last receive filled all it was given: more is to be expected.
     pub(crate) is_bulk: bool,
     /// Epoll: FIN or an error is known to follow, so a short read does not mean "empty".
@@ -169,9 +194,9 @@ pub(crate) struct RecvSide {
 }
 
 impl RecvSide {
-    /// True when a read has made room for another receive.
+    /// True when whoever reads has nothing left and a receive ended without bytes.
     pub(crate) fn wants_more(&self) -> bool {
-        self.arm == Arm::Idle && self.queue.len() <= 1 && self.end.is_none()
+        self.arm == Arm::Idle && self.queue.is_empty() && self.end.is_none() && !self.is_direct
     }
 
     /// Keeps the end and hands the waker over.
@@ -190,11 +215,13 @@ pub(crate) struct SendSide {
     pub(crate) committed: usize,
     /// Of these, how many an operation in the kernel holds.
     pub(crate) in_flight: usize,
+    /// Ring: the operation tells only of its failure (see `ring`, "Quiet sends").
+    pub(crate) is_quiet: bool,
     pub(crate) sent: u64,
     pub(crate) error: Option<i32>,
     pub(crate) is_fin_due: bool,
     pub(crate) waker: Option<Waker>,
-    /// Epoll: the kernel may have room.
+    /// The kernel may have room (ring: for a splice).
     pub(crate) is_writable: bool,
 }
 
@@ -215,6 +242,25 @@ impl SendSide {
         }
     }
 
+    /// One call that sends from the front of the queue what the kernel has room for.
+    pub(crate) fn gathered(&self, socket: &Socket) -> io::Result<usize> {
+        if let (1, Some(only)) = (self.queue.len(), self.queue.front()) {
+            return socket.with_fd(|fd| fd.send_with_flags(only, libc::MSG_NOSIGNAL));
+        }
+        let mut slices = [(); GATHER].map(|()| IoSlice::new(&[]));
+        let mut bytes = 0;
+        let mut count = 0;
+        for (slice, part) in slices.iter_mut().zip(&self.queue) {
+            if bytes >= self.committed {
+                break;
+            }
+            *slice = IoSlice::new(part);
+            bytes += part.len();
+            count += 1;
+        }
+        socket.with_fd(|fd| fd.send_vectored_with_flags(&slices[..count], libc::MSG_NOSIGNAL))
+    }
+
     /// Keeps an error and gives up what is queued.
     pub(crate) fn fail(&mut self, errno: i32) {
         self.error.get_or_insert(errno);
@@ -222,6 +268,11 @@ impl SendSide {
         self.queued = 0;
         self.committed = 0;
         self.in_flight = 0;
+    }
+
+    /// True when nobody needs to be told of these bytes' success: they are few, and one operation takes them all.
+    pub(crate) fn may_be_quiet(&self) -> bool {
+        self.queued <= HANDED_BYTES && self.queue.len() <= GATHER && !self.is_fin_due
     }
 }
 

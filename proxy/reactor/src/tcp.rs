@@ -26,7 +26,7 @@ use std::time::Duration;
 use crate::buffers::Buf;
 use crate::driver;
 use crate::executor::{self, Core};
-use crate::socket::{CLOSING_ACCEPTS, End, Socket, Step, register};
+use crate::socket::{CLOSING_ACCEPTS, Direction, End, HANDED_BYTES, Notice, Socket, Step, register};
 
 fn no_runtime() -> io::Error {
     io::Error::other("no runtime on this thread: sockets are made inside Runtime::block_on")
@@ -66,7 +66,7 @@ impl TcpListener {
             let mut side = self.socket.accept.borrow_mut();
             if let Some((fd, peer)) = side.ready.pop_front() {
                 drop(side);
-                self.core.spend_share();
+                self.core.spend(1);
                 return Poll::Ready(TcpStream::open(&self.core, fd, peer).map(|stream| (stream, peer)));
             }
             if let Some(errno) = side.errno.take() {
@@ -214,12 +214,8 @@ impl TcpStream {
         loop {
             let mut recv = self.socket.recv.borrow_mut();
             if let Some(bytes) = recv.queue.pop_front() {
-                let refill = recv.wants_more();
                 drop(recv);
-                if refill {
-                    self.core.with_driver(|driver| driver.fill(&self.socket))?;
-                }
-                self.core.spend_share();
+                self.core.spend(1);
                 return Poll::Ready(Ok(bytes));
             }
             match recv.end {
@@ -242,6 +238,29 @@ impl TcpStream {
         drop(recv);
         drop(stale);
         Poll::Pending
+    }
+
+    /// True while received bytes are queued: the next receive is ready and makes no system call.
+    pub fn has_received(&self) -> bool {
+        !self.socket.recv.borrow().queue.is_empty()
+    }
+
+    /// Ready when a call on the descriptor itself may find bytes or room.
+    pub(crate) fn poll_direct(&self, direction: Direction, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let step = self.core.with_driver(|driver| driver.direct(&self.socket, direction))?;
+        match (step, direction) {
+            (Step::Moved, _) => Poll::Ready(Ok(())),
+            (Step::Wait, Direction::Receive) => self.wait_for_bytes(cx),
+            (Step::Wait, Direction::Send) => self.wait_for_room(cx),
+        }
+    }
+
+    pub(crate) fn core(&self) -> &Core {
+        &self.core
+    }
+
+    pub(crate) fn socket(&self) -> &Socket {
+        &self.socket
     }
 
     /// Gives bytes back to the front of the receive queue.
@@ -287,6 +306,15 @@ impl TcpStream {
 
     /// As [`TcpStream::flush`].
     pub fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poll_sent(Notice::End, cx)
+    }
+
+    /// As [`TcpStream::flush`], by a system call of its own: for who goes on with a [`Splice`](crate::Splice) at once.
+    pub fn poll_flush_now(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poll_sent(Notice::Now, cx)
+    }
+
+    fn poll_sent(&self, notice: Notice, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
             let mut send = self.socket.send.borrow_mut();
             if let Some(errno) = send.error {
@@ -300,15 +328,51 @@ impl TcpStream {
             }
             send.committed = send.queued;
             drop(send);
-            let step = self.core.with_driver(|driver| driver.push(&self.socket))?;
+            let step = self.core.with_driver(|driver| driver.push(&self.socket, notice))?;
             if step == Step::Wait {
-                let mut send = self.socket.send.borrow_mut();
-                let stale = register(&mut send.waker, cx);
-                drop(send);
-                drop(stale);
+                return self.wait_for_room(cx);
+            }
+            self.core.spend(1);
+        }
+    }
+
+    fn wait_for_room<T>(&self, cx: &mut Context<'_>) -> Poll<T> {
+        let mut send = self.socket.send.borrow_mut();
+        let stale = register(&mut send.waker, cx);
+        drop(send);
+        drop(stale);
+        Poll::Pending
+    }
+
+    /// Hands what is queued to the driver, which sends it as soon as the kernel has room; ready once at most
+    /// [`HANDED_BYTES`](crate::HANDED_BYTES) are still on their way. Cheaper than a flush for who does not need to know
+    /// when they have left: an error of theirs comes with the next call. Flush before a close: a drop gives up what is
+    /// left. Cancel: as [`TcpStream::flush`].
+    pub async fn hand_over(&self) -> io::Result<()> {
+        poll_fn(|cx| self.poll_hand_over(cx)).await
+    }
+
+    /// As [`TcpStream::hand_over`].
+    pub fn poll_hand_over(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            let mut send = self.socket.send.borrow_mut();
+            if let Some(errno) = send.error {
+                return Poll::Ready(Err(io::Error::from_raw_os_error(errno)));
+            }
+            if send.queued <= send.committed && send.queued <= HANDED_BYTES {
+                return Poll::Ready(Ok(()));
+            }
+            if self.core.is_share_spent(cx) {
                 return Poll::Pending;
             }
-            self.core.spend_share();
+            send.committed = send.queued;
+            let notice = if send.may_be_quiet() { Notice::Failure } else { Notice::End };
+            drop(send);
+            let step = self.core.with_driver(|driver| driver.push(&self.socket, notice))?;
+            if step == Step::Wait && notice == Notice::End {
+                return self.wait_for_room(cx);
+            }
+            self.core.spend(1);
         }
     }
 

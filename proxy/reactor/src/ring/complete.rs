@@ -4,6 +4,7 @@
 //! cleared first, so each function sees whether its operation still runs.
 
 use std::mem;
+use std::os::fd::RawFd;
 use std::rc::Rc;
 use std::task::Waker;
 
@@ -14,6 +15,11 @@ use crate::socket::{AHEAD_BLOCKS, Arm, End, Socket};
 
 impl Ring {
     pub(super) fn complete(&mut self, woken: &mut Vec<Waker>) {
+        // Before the completions are looked at: one that is kept beside a full queue may be a quiet send's failure.
+        let queue = self.ring.submission();
+        let is_over = queue.is_empty() && !queue.cq_overflow();
+        drop(queue);
+        let is_over = is_over && self.backlog.is_empty();
         let mut batch = mem::take(&mut self.batch);
         batch.extend(self.ring.completion());
         self.meters.completions.add(batch.len() as u64);
@@ -21,14 +27,42 @@ impl Ring {
             self.complete_one(&completion, woken);
         }
         self.batch = batch;
+        if is_over {
+            self.settle_quiet(woken);
+        }
+    }
+
+    /// The submission is over: quiet sends that did not fail have sent everything.
+    fn settle_quiet(&mut self, woken: &mut Vec<Waker>) {
+        let submitted = mem::take(&mut self.quiet);
+        for &index in &submitted {
+            let slot = &mut self.slots[index as usize];
+            let Some(socket) = slot.socket.clone() else { continue };
+            let send = socket.send.borrow();
+            let sent = send.in_flight;
+            if !send.is_quiet || slot.in_flight & Op::Send.bit() == 0 {
+                continue;
+            }
+            drop(send);
+            slot.in_flight &= !Op::Send.bit();
+            let is_closing = slot.is_closing;
+            self.sent(index, &socket, sent as i32, woken);
+            if is_closing {
+                self.retire(index);
+            }
+        }
+        // Sends that these let start belong to the next submission.
+        let started = mem::replace(&mut self.quiet, submitted);
+        self.quiet.clear();
+        self.quiet.extend(started);
     }
 
     fn complete_one(&mut self, completion: &cqueue::Entry, woken: &mut Vec<Waker>) {
         let user_data = completion.user_data();
         let is_last = !cqueue::more(completion.flags());
-        if user_data == WAKE {
+        if user_data >= WAKE {
             if is_last {
-                self.watch_event();
+                self.watch(user_data as u32 as RawFd);
             }
             return;
         }
@@ -50,6 +84,16 @@ impl Ring {
             Op::Accept => came(&socket, result, woken),
             Op::Cancel => {}
             Op::Connect => connected(&socket, result, woken),
+            Op::Readable => {
+                let mut recv = socket.recv.borrow_mut();
+                recv.is_readable = true;
+                woken.extend(recv.waker.take());
+            }
+            Op::Writable => {
+                let mut send = socket.send.borrow_mut();
+                send.is_writable = true;
+                woken.extend(send.waker.take());
+            }
             Op::Recv => self.received(index, &socket, completion, woken),
             Op::Send => self.sent(index, &socket, result, woken),
         }
@@ -70,11 +114,15 @@ impl Ring {
         let mut recv = socket.recv.borrow_mut();
         if !is_armed {
             recv.arm = Arm::Idle;
+            if recv.is_direct {
+                woken.extend(recv.waker.take());
+            }
         }
         match result {
             1.. => {
                 self.meters.recv_bytes.add(result as u64);
                 recv.is_bulk = result as usize == self.pool.block_bytes();
+                recv.was_bulk &= is_armed || recv.is_bulk;
                 recv.queue.extend(bytes);
                 woken.extend(recv.waker.take());
             }
@@ -109,6 +157,7 @@ impl Ring {
         }
         let mut send = socket.send.borrow_mut();
         send.in_flight = 0;
+        send.is_quiet = false;
         match -result {
             ..=-1 => {
                 self.meters.sent_bytes.add(result as u64);
@@ -123,7 +172,7 @@ impl Ring {
         }
         if send.committed > 0 {
             drop(send);
-            self.send(index, socket);
+            self.send(index, socket, false);
             return;
         }
         woken.extend(send.waker.take());

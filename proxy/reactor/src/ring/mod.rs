@@ -6,6 +6,10 @@
 //! ```text
 //!   open ─► operations come and go ─► release: cancel each ─► last completion ─► close the descriptor ─► slot vacant
 //! ```
+//! **Quiet sends.** A small send whose success nobody waits for is told not to block and to complete only when it fails:
+//! its success is that the submission is over and no failure came. So a request that is passed on costs one system call,
+//! which sends it and sleeps until the answer, instead of one that returns with the send's completion and a second.
+//!
 //! **Errors.** A full submission queue goes to a backlog; a receive that finds no block parks its stream until one
 //! comes back; a completion queue overflow is kept by the kernel (IORING_FEAT_NODROP) and flushed by the next enter.
 //!
@@ -23,8 +27,8 @@ use std::collections::VecDeque;
 use std::io;
 use std::mem;
 use std::net::SocketAddr;
+use std::os::fd::RawFd;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::task::Waker;
 use std::time::Duration;
 
@@ -35,12 +39,14 @@ use socket2::SockAddr;
 use self::setup::{build, capped, restrict};
 use crate::Options;
 use crate::buffers::{Buf, BufferRing, Pool};
-use crate::driver::WakeEvent;
+use crate::driver::Wakes;
 use crate::meters::Meters;
-use crate::socket::{AHEAD_BLOCKS, Arm, End, GATHER, Socket, Step};
+use crate::receive::{Received, receive_now};
+use crate::socket::{AHEAD_BLOCKS, Arm, Direction, End, GATHER, Notice, Socket, Step};
 
 const BUFFER_GROUP: u16 = 0;
-const WAKE: u64 = u64::MAX;
+/// Upper half of the `user_data` of the watches that end a sleep; the descriptor is the lower. No slot has this index.
+const WAKE: u64 = (u32::MAX as u64) << 32;
 /// Turns between two attempts to publish fewer blocks.
 const TURNS_PER_NARROW: u64 = 8192;
 
@@ -50,12 +56,17 @@ enum Op {
     Accept = 1,
     Cancel = 2,
     Connect = 3,
+    Readable = 6,
     Recv = 4,
     Send = 5,
+    Writable = 7,
 }
 
 impl Op {
-    const ALL: [Self; 5] = [Self::Accept, Self::Cancel, Self::Connect, Self::Recv, Self::Send];
+    const ALL: [Self; 7] =
+        [Self::Accept, Self::Cancel, Self::Connect, Self::Readable, Self::Recv, Self::Send, Self::Writable];
+    /// Those that stay in the kernel until something happens.
+    const LASTING: [Self; 6] = [Self::Accept, Self::Connect, Self::Readable, Self::Recv, Self::Send, Self::Writable];
 
     fn of(user_data: u64) -> Option<Self> {
         Self::ALL.into_iter().find(|op| *op as u8 == user_data as u8)
@@ -97,18 +108,17 @@ pub(crate) struct Ring {
     /// Parked streams' slots; those of released sockets are skipped.
     starved: VecDeque<u32>,
     is_capped: bool,
-    event: Arc<WakeEvent>,
+    /// Slots of quiet sends not known to be over.
+    quiet: Vec<u32>,
+    /// Somebody waits for one of them after all: the next turn must not sleep.
+    is_quiet_awaited: bool,
+    wakes: Wakes,
     pool: Rc<Pool>,
     meters: Rc<Meters>,
 }
 
 impl Ring {
-    pub(crate) fn new(
-        options: &Options,
-        pool: Rc<Pool>,
-        meters: Rc<Meters>,
-        event: Arc<WakeEvent>,
-    ) -> io::Result<Self> {
+    pub(crate) fn new(options: &Options, pool: Rc<Pool>, meters: Rc<Meters>, wakes: Wakes) -> io::Result<Self> {
         let ring = build(options.entries)?;
         let buffers = BufferRing::map(pool.clone())?;
         // SAFETY: the mapping holds `entries` entries and is unmapped only after this ring is closed (field order).
@@ -127,17 +137,21 @@ impl Ring {
             batch: Vec::new(),
             starved: VecDeque::new(),
             is_capped: true,
-            event,
+            quiet: Vec::new(),
+            is_quiet_awaited: false,
+            wakes,
             pool,
             meters,
         };
-        ring.watch_event();
+        for fd in ring.wakes.raw() {
+            ring.watch(fd);
+        }
         Ok(ring)
     }
 
-    fn watch_event(&mut self) {
-        let watch = opcode::PollAdd::new(Fd(self.event.raw()), libc::POLLIN as u32).multi(true);
-        self.submit(watch.build().user_data(WAKE));
+    fn watch(&mut self, fd: RawFd) {
+        let watch = opcode::PollAdd::new(Fd(fd), libc::POLLIN as u32).multi(true);
+        self.submit(watch.build().user_data(WAKE | fd as u64));
     }
 
     fn insert(&mut self, socket: &Rc<Socket>) {
@@ -152,7 +166,9 @@ impl Ring {
 
     pub(crate) fn open(&mut self, socket: &Rc<Socket>) -> io::Result<()> {
         self.insert(socket);
-        socket.recv.borrow_mut().arm = Arm::Idle;
+        let mut recv = socket.recv.borrow_mut();
+        (recv.arm, recv.is_readable) = (Arm::Idle, true);
+        socket.send.borrow_mut().is_writable = true;
         Ok(())
     }
 
@@ -192,10 +208,65 @@ impl Ring {
     }
 
     pub(crate) fn fill(&mut self, socket: &Rc<Socket>) -> Step {
-        if socket.recv.borrow().arm == Arm::Idle {
-            self.arm_recv(socket.token.get(), socket);
+        let mut recv = socket.recv.borrow_mut();
+        recv.is_direct = false;
+        if recv.arm != Arm::Idle {
+            return Step::Wait;
+        }
+        if recv.is_bulk {
+            recv.was_bulk = true;
+            match receive_now(socket, &mut recv, &self.pool, &self.meters) {
+                Received::Bytes | Received::End => return Step::Moved,
+                // The receive below waits for either.
+                Received::NoBlock | Received::Nothing => recv.is_bulk = false,
+            }
+        }
+        drop(recv);
+        self.arm_recv(socket.token.get(), socket);
+        Step::Wait
+    }
+
+    pub(crate) fn direct(&mut self, socket: &Rc<Socket>, direction: Direction) -> Step {
+        let (op, events, is_ready) = match direction {
+            Direction::Receive => {
+                if !self.stops_ahead(socket) {
+                    return Step::Wait;
+                }
+                (Op::Readable, libc::POLLIN | libc::POLLRDHUP, socket.recv.borrow().is_readable)
+            }
+            Direction::Send => (Op::Writable, libc::POLLOUT, socket.send.borrow().is_writable),
+        };
+        if is_ready {
+            return Step::Moved;
+        }
+        let index = socket.token.get();
+        if self.slots[index as usize].in_flight & op.bit() == 0 {
+            let watch = opcode::PollAdd::new(Fd(socket.raw()), events as u32);
+            self.start(index, op, watch.build());
         }
         Step::Wait
+    }
+
+    /// True once the kernel receives nothing ahead of the reader; until then the receive side's waker learns of it.
+    fn stops_ahead(&mut self, socket: &Rc<Socket>) -> bool {
+        let mut recv = socket.recv.borrow_mut();
+        if !mem::replace(&mut recv.is_direct, true) {
+            (recv.was_bulk, recv.is_readable) = (true, true);
+        }
+        match recv.arm {
+            Arm::Armed => {
+                recv.arm = Arm::Cancelling;
+                drop(recv);
+                self.cancel(socket.token.get(), Op::Recv);
+                false
+            }
+            Arm::Cancelling => false,
+            Arm::Parked => {
+                recv.arm = Arm::Idle;
+                true
+            }
+            Arm::Direct | Arm::Idle => true,
+        }
     }
 
     pub(crate) fn look(&mut self, socket: &Rc<Socket>) -> Step {
@@ -211,9 +282,18 @@ impl Ring {
         self.fill(socket)
     }
 
-    pub(crate) fn push(&mut self, socket: &Rc<Socket>) -> Step {
-        if socket.send.borrow().in_flight == 0 {
-            self.send(socket.token.get(), socket);
+    pub(crate) fn push(&mut self, socket: &Rc<Socket>, notice: Notice) -> Step {
+        if notice == Notice::Now && self.send_now(socket) {
+            return Step::Moved;
+        }
+        let send = socket.send.borrow();
+        let is_quiet = notice == Notice::Failure && send.may_be_quiet();
+        if send.in_flight == 0 {
+            drop(send);
+            self.send(socket.token.get(), socket, is_quiet);
+        } else if send.is_quiet {
+            // What was just committed goes once that is over.
+            self.is_quiet_awaited = true;
         }
         Step::Wait
     }
@@ -221,7 +301,7 @@ impl Ring {
     pub(crate) fn release(&mut self, socket: &Rc<Socket>) {
         let index = socket.token.get();
         self.slots[index as usize].is_closing = true;
-        for op in [Op::Accept, Op::Connect, Op::Recv, Op::Send] {
+        for op in Op::LASTING {
             if self.slots[index as usize].in_flight & op.bit() != 0 {
                 self.cancel(index, op);
             }
@@ -278,9 +358,9 @@ impl Ring {
         recv.arm = Arm::Armed;
         let fd = Fd(socket.raw());
         let entry = if self.is_capped {
-            // One block may be queued already, and the kernel ends at the first receive past the cap: up to one more.
-            // Under memory pressure each stream gets a single one.
-            let blocks = if self.pool.is_pressed() { 1 } else { AHEAD_BLOCKS - 2 };
+            // The kernel ends at the first receive past the cap: up to one block more. Under memory pressure each stream
+            // gets a single one.
+            let blocks = if self.pool.is_pressed() || recv.was_bulk { 1 } else { AHEAD_BLOCKS - 2 };
             capped(opcode::RecvMulti::new(fd, BUFFER_GROUP).build(), (blocks * self.pool.block_bytes()) as u32)
         } else if recv.is_bulk {
             // Nothing else bounds a fast sender: one block at a time.
@@ -293,8 +373,33 @@ impl Ring {
         self.start(index, Op::Recv, entry);
     }
 
-    /// Starts one send of what is committed.
-    fn send(&mut self, index: u32, socket: &Socket) {
+    /// Sends what is committed by a call of its own; false when some of it is left.
+    fn send_now(&mut self, socket: &Socket) -> bool {
+        let mut send = socket.send.borrow_mut();
+        while send.committed > 0 && send.in_flight == 0 {
+            self.meters.syscalls.add(1);
+            match send.gathered(socket) {
+                Ok(count) => {
+                    self.meters.sent_bytes.add(count as u64);
+                    send.consume(count);
+                }
+                Err(error) => match error.raw_os_error().unwrap_or(libc::EIO) {
+                    libc::EINTR => {}
+                    libc::EAGAIN => return false,
+                    errno => send.fail(errno),
+                },
+            }
+        }
+        let is_done = send.committed == 0;
+        drop(send);
+        if is_done {
+            socket.settle_fin();
+        }
+        is_done
+    }
+
+    /// Starts one send of what is committed. A quiet one holds all of it.
+    fn send(&mut self, index: u32, socket: &Socket, is_quiet: bool) {
         let mut send = socket.send.borrow_mut();
         let slot = &mut self.slots[index as usize];
         let gather = slot.gather.get_or_insert_with(|| {
@@ -316,17 +421,26 @@ impl Ring {
             gather.bufs.push(buf.clone());
             bytes += buf.len();
         }
+        // All of it at once, or a failure that says how much: without a completion nobody would send the rest.
+        let flags = libc::MSG_NOSIGNAL | if is_quiet { libc::MSG_DONTWAIT | libc::MSG_WAITALL } else { 0 };
         let entry = if let [only] = gather.slices[..] {
             opcode::Send::new(Fd(socket.raw()), only.iov_base.cast_const().cast(), only.iov_len as u32)
-                .flags(libc::MSG_NOSIGNAL)
+                .flags(flags)
                 .build()
         } else {
             gather.header.msg_iov = gather.slices.as_mut_ptr();
             gather.header.msg_iovlen = gather.slices.len() as _;
-            opcode::SendMsg::new(Fd(socket.raw()), &raw const gather.header).flags(libc::MSG_NOSIGNAL as u32).build()
+            opcode::SendMsg::new(Fd(socket.raw()), &raw const gather.header).flags(flags as u32).build()
         };
         send.in_flight = bytes;
+        send.is_quiet = is_quiet;
         drop(send);
+        let entry = if is_quiet {
+            self.quiet.push(index);
+            entry.flags(squeue::Flags::SKIP_SUCCESS)
+        } else {
+            entry
+        };
         self.start(index, Op::Send, entry);
     }
 
@@ -389,13 +503,14 @@ impl Ring {
         Ok(())
     }
 
-    pub(crate) fn turn(&mut self, wait: Option<Duration>, woken: &mut Vec<Waker>) -> io::Result<()> {
+    pub(crate) fn turn(&mut self, may_sleep: bool, woken: &mut Vec<Waker>) -> io::Result<()> {
         self.buffers.fill();
         self.feed_starved();
         if self.meters.turns.read().is_multiple_of(TURNS_PER_NARROW) {
             self.buffers.narrow();
         }
-        self.enter(wait)?;
+        let may_sleep = may_sleep && !mem::take(&mut self.is_quiet_awaited);
+        self.enter(if may_sleep { None } else { Some(Duration::ZERO) })?;
         self.complete(woken);
         Ok(())
     }
@@ -422,7 +537,7 @@ impl Ring {
             let Some(socket) = self.slots[index as usize].socket.clone() else {
                 continue;
             };
-            for op in [Op::Accept, Op::Connect, Op::Recv, Op::Send] {
+            for op in Op::LASTING {
                 if self.slots[index as usize].in_flight & op.bit() != 0 {
                     self.cancel(index, op);
                 }

@@ -35,7 +35,7 @@ pub(crate) const OPCODES: [(&str, u8); 6] = [
 /// Allows these operations and nothing else, for the life of the ring.
 pub(crate) fn restrict(ring: &IoUring) -> io::Result<()> {
     let mut allowed: Vec<_> = OPCODES.iter().map(|(_, code)| Restriction::sqe_op(*code)).collect();
-    allowed.push(Restriction::sqe_flags_allowed(squeue::Flags::BUFFER_SELECT.bits()));
+    allowed.push(Restriction::sqe_flags_allowed((squeue::Flags::BUFFER_SELECT | squeue::Flags::SKIP_SUCCESS).bits()));
     allowed.push(Restriction::register_op(REGISTER_ENABLE_RINGS));
     ring.submitter().register_restrictions(&mut allowed)
 }

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
 
-use outrigger_reactor::{Buf, DriverKind, TcpStream, counters, sleep, spawn};
+use outrigger_reactor::{Buf, DriverKind, HANDED_BYTES, TcpStream, counters, sleep, spawn, timeout, yield_now};
 
 use super::{listen, pair, pair_of, pattern_bytes, recv_exact, run, until};
 
@@ -324,5 +324,86 @@ pub(crate) fn queued_bytes_are_read_without_a_system_call(driver: DriverKind) {
         let before = counters().syscalls;
         assert_eq!(&*server.recv().await.unwrap(), b"abc");
         assert_eq!(counters().syscalls, before);
+    });
+}
+
+/// What was handed over leaves by itself, also from a task that does nothing more, and beyond what the kernel had room
+/// for; a flush behind it waits for all of it.
+pub(crate) fn what_is_handed_over_leaves_by_itself(driver: DriverKind) {
+    const PIECE: usize = 4096;
+    run(driver, async {
+        let (client, server) = pair().await;
+        client.queue(Buf::from_static(b"small"));
+        client.hand_over().await.unwrap();
+        assert_eq!(recv_exact(&server, 5).await, b"small");
+
+        // Until the kernel has room no more: then some bytes are still on their way when the hand-over is done.
+        let mut sent = 0;
+        while client.queued_bytes() == 0 || client.queued_bytes() + PIECE <= HANDED_BYTES {
+            client.queue(Buf::from(pattern_bytes(sent, PIECE)));
+            client.hand_over().await.unwrap();
+            sent += PIECE;
+            yield_now().await;
+        }
+        assert!(client.queued_bytes() <= HANDED_BYTES);
+        assert!(recv_exact(&server, sent).await == pattern_bytes(0, sent));
+        until("nothing is left", || client.queued_bytes() == 0).await;
+
+        client.queue(Buf::from_static(b"first"));
+        client.hand_over().await.unwrap();
+        client.queue(Buf::from_static(b"second"));
+        client.flush().await.unwrap();
+        assert_eq!(client.queued_bytes(), 0);
+        assert_eq!(recv_exact(&server, 11).await, b"firstsecond");
+    });
+}
+
+/// The failure of bytes that were handed over comes with a later call.
+pub(crate) fn a_failed_hand_over_shows_in_the_next_call(driver: DriverKind) {
+    run(driver, async {
+        let (client, server) = pair().await;
+        server.reset_on_close();
+        drop(server);
+        let failed = timeout(Duration::from_secs(20), async {
+            loop {
+                client.queue(Buf::from_static(b"anybody?"));
+                if client.hand_over().await.is_err() {
+                    return;
+                }
+                sleep(Duration::from_millis(1)).await;
+            }
+        });
+        assert!(failed.await.is_ok());
+        assert!(client.flush().await.is_err());
+    });
+}
+
+/// On the ring a message that is passed on costs one system call, which also waits for the next.
+pub(crate) fn a_relayed_message_costs_few_system_calls(driver: DriverKind) {
+    const MESSAGES: u64 = 200;
+    run(driver, async {
+        let (client, server) = pair().await;
+        let echoing = spawn(async move {
+            loop {
+                let bytes = server.recv().await.unwrap();
+                if bytes.is_empty() {
+                    return;
+                }
+                server.queue(bytes);
+                server.hand_over().await.unwrap();
+            }
+        });
+        let before = counters().syscalls;
+        for _ in 0..MESSAGES {
+            client.queue(Buf::from_static(b"ping"));
+            client.hand_over().await.unwrap();
+            assert_eq!(recv_exact(&client, 4).await, b"ping");
+        }
+        let each = (counters().syscalls - before) as f64 / (2 * MESSAGES) as f64;
+        // epoll: wait, receive, send. A receive is armed anew now and then, and timers are set.
+        let bound = if driver == DriverKind::Uring { 1.2 } else { 3.2 };
+        assert!(each <= bound, "{each} system calls a message");
+        drop(client);
+        echoing.await;
     });
 }

@@ -3,6 +3,7 @@
 pub(crate) mod basic;
 pub(crate) mod cancel;
 pub(crate) mod limits;
+pub(crate) mod splice;
 pub(crate) mod tasks;
 
 use std::cell::Cell;
