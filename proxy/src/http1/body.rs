@@ -1,9 +1,10 @@
 //! **Purpose.** Bodies on the move: decoded as they arrive, framed anew as they leave, never copied, never gathered.
 //!
 //! **Shape.** A [`Body`] takes received bytes apart; a [`Pump`] moves a body from one socket to another. The slice that
-//! was received is the slice that is sent; a chunked body gets a chunk head of its own for each slice.
+//! was received is the slice that is sent; a chunked body gets a chunk head of its own for each slice. A long body that
+//! goes on as it is, and that nobody keeps for another try, is spliced: it never enters this process.
 //!
-//! **Limits.** A pump reads ahead only while fewer than [`HIGH_WATER`] bytes wait to be sent: a slow reader slows its
+//! **Limits.** Bodies of which [`SPLICE_FROM`] bytes are still to come are spliced. A pump reads ahead only while fewer than [`HIGH_WATER`] bytes wait to be sent: a slow reader slows its
 //! own sender and nobody else.
 //!
 //! **Cancel.** A pump is polled by its owner and holds nothing but references: dropping it loses no byte of the
@@ -13,7 +14,7 @@
 
 use std::task::{Context, Poll};
 
-use outrigger_reactor::{Buf, TcpStream};
+use outrigger_reactor::{Buf, Splice, SpliceFault, Spliced, TcpStream};
 
 use super::chunk::{CHUNK_END, ChunkDecoder, LAST_CHUNK, write_chunk_header};
 use super::framing::BodyLength;
@@ -21,12 +22,19 @@ use super::framing::BodyLength;
 /// Bytes waiting to be sent above which nothing more is read.
 pub(super) const HIGH_WATER: usize = 64 * 1024;
 
+/// Bytes still to come from which on a body is spliced (`docs/decisions`, "Splice").
+pub(super) const SPLICE_FROM: u64 = 32 * 1024;
+
 /// A body being received, and the bytes behind it that were received with it.
 #[derive(Debug)]
 pub(super) struct Body {
     framing: Framing,
     /// Its end was put into the send queue of whoever gets it.
     end_queued: bool,
+    /// What carries it through the kernel, if that is how it moves.
+    splicing: Option<Splice>,
+    /// No pipe could be had for it: it is received and sent.
+    is_pipeless: bool,
 }
 
 #[derive(Debug)]
@@ -64,7 +72,25 @@ impl Body {
             BodyLength::Chunked => Framing::Chunked(Box::default()),
             BodyLength::UntilClose => Framing::UntilClose,
         };
-        Self { framing, end_queued: false }
+        Self { framing, end_queued: false, splicing: None, is_pipeless: false }
+    }
+
+    /// Bytes that it has yet to bring, where that is known before they come.
+    fn left(&self) -> Option<u64> {
+        match self.framing {
+            Framing::Length(left) => Some(left),
+            Framing::UntilClose => Some(u64::MAX),
+            Framing::Chunked(_) | Framing::Done => None,
+        }
+    }
+
+    /// Its source ended.
+    fn end(&mut self) -> Result<(), BodyFault> {
+        if !matches!(self.framing, Framing::UntilClose) {
+            return Err(BodyFault::Truncated);
+        }
+        self.framing = Framing::Done;
+        Ok(())
     }
 
     /// True when its last byte was taken.
@@ -92,11 +118,11 @@ impl Body {
                 match from.poll_recv(cx) {
                     Poll::Pending => return Poll::Pending,
                     Poll::Ready(Ok(bytes)) if !bytes.is_empty() => *input = bytes,
-                    Poll::Ready(Ok(_)) if matches!(self.framing, Framing::UntilClose) => {
-                        self.framing = Framing::Done;
+                    Poll::Ready(Ok(_)) => {
+                        self.end()?;
                         continue;
                     }
-                    Poll::Ready(Ok(_) | Err(_)) => return Poll::Ready(Err(BodyFault::Truncated)),
+                    Poll::Ready(Err(_)) => return Poll::Ready(Err(BodyFault::Truncated)),
                 }
             }
             if let Some(bytes) = self.take(input)? {
@@ -130,24 +156,49 @@ impl Body {
     }
 }
 
+impl Body {
+    /// Bytes of it were moved without being looked at.
+    fn skip(&mut self, bytes: u64) {
+        if let Framing::Length(left) = &mut self.framing {
+            *left = left.saturating_sub(bytes);
+            if *left == 0 {
+                self.framing = Framing::Done;
+            }
+        }
+    }
+}
+
 /// What is kept of a request body so that it can be sent again.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Replay {
     kept: Vec<u8>,
     overflowed: bool,
+    /// It is known to be too long: no byte of it is kept.
+    is_too_long: bool,
 }
 
 /// Most bytes kept for replay (Envoy: per_request_buffer_limit_bytes, 1 MiB).
 pub(super) const REPLAY_LIMIT: usize = 1024 * 1024;
 
 impl Replay {
+    /// Nothing of a body yet.
+    pub(super) fn new(length: BodyLength) -> Self {
+        let is_too_long = matches!(length, BodyLength::Length(bytes) if bytes > REPLAY_LIMIT as u64);
+        Self { kept: Vec::new(), overflowed: false, is_too_long }
+    }
+
+    /// Some of the body went on that is not kept.
+    fn miss(&mut self) {
+        self.overflowed = true;
+        self.kept = Vec::new();
+    }
+
     fn keep(&mut self, bytes: &[u8]) {
         if self.overflowed {
             return;
         }
-        if self.kept.len() + bytes.len() > REPLAY_LIMIT {
-            self.overflowed = true;
-            self.kept = Vec::new();
+        if self.is_too_long || self.kept.len() + bytes.len() > REPLAY_LIMIT {
+            self.miss();
         } else {
             // Copied: holding the received blocks themselves would take them from every other connection.
             self.kept.extend_from_slice(bytes);
@@ -189,8 +240,8 @@ pub(super) struct Pump<'a> {
     pub(super) outgoing: Outgoing,
     /// What keeps it for another try.
     pub(super) replay: Option<&'a mut Replay>,
-    /// Body bytes moved.
-    pub(super) moved: u64,
+    /// Body bytes moved, but for those that a splice in hand has delivered.
+    passed: u64,
 }
 
 /// Why a body stopped moving.
@@ -205,7 +256,7 @@ pub(super) enum PumpFault {
 impl<'a> Pump<'a> {
     /// A pump at its start.
     pub(super) fn new(body: &'a mut Body, input: &'a mut Buf, from: &'a TcpStream, to: &'a TcpStream) -> Self {
-        Self { body, input, from, to, outgoing: Outgoing::Plain, replay: None, moved: 0 }
+        Self { body, input, from, to, outgoing: Outgoing::Plain, replay: None, passed: 0 }
     }
 
     /// Sets how the body is framed on its way out.
@@ -220,17 +271,36 @@ impl<'a> Pump<'a> {
         self
     }
 
+    /// Body bytes moved so far.
+    pub(super) fn moved(&self) -> u64 {
+        self.passed + self.body.splicing.as_ref().map_or(0, Splice::delivered)
+    }
+
+    /// True while bytes wait for the receiving end to take them.
+    pub(super) fn is_blocked(&self) -> bool {
+        self.to.queued_bytes() > 0 || self.body.splicing.as_ref().is_some_and(|splice| splice.held() > 0)
+    }
+
     /// True when the body's end was received, even if some of it still waits to be sent.
     pub(super) fn is_received(&self) -> bool {
         self.body.is_done()
     }
 
-    /// Moves what can be moved; ready when the last byte was taken by the kernel.
+    /// Moves what can be moved; ready when the last byte was handed over to be sent.
     pub(super) fn poll_moved(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), PumpFault>> {
         loop {
+            if self.is_spliceable() {
+                match self.poll_spliced(cx) {
+                    Poll::Ready(Ok(())) => continue,
+                    other => return other,
+                }
+            }
             let mut starved = false;
             // Everything at hand is queued before one flush: head, chunk frames and bodies leave in one gathered send.
             while !self.body.end_queued && !starved && self.to.queued_bytes() < HIGH_WATER {
+                if self.is_spliceable() {
+                    break;
+                }
                 match self.body.poll_piece(self.input, self.from, cx) {
                     Poll::Pending => starved = true,
                     Poll::Ready(Ok(Piece::Bytes(bytes))) => self.pass(bytes),
@@ -243,7 +313,7 @@ impl<'a> Pump<'a> {
                     Poll::Ready(Err(fault)) => return Poll::Ready(Err(PumpFault::Source(fault))),
                 }
             }
-            match self.to.poll_flush(cx) {
+            match self.to.poll_hand_over(cx) {
                 Poll::Ready(Ok(())) if self.body.end_queued => return Poll::Ready(Ok(())),
                 Poll::Ready(Ok(())) if starved => return Poll::Pending,
                 Poll::Ready(Ok(())) => {}
@@ -253,11 +323,64 @@ impl<'a> Pump<'a> {
         }
     }
 
+    /// True when what comes next can stay in the kernel: nothing of it is at hand, it goes on as it is, and nobody needs
+    /// to see it.
+    fn is_spliceable(&self) -> bool {
+        let worth = if self.body.splicing.is_some() { 1 } else { SPLICE_FROM };
+        self.body.left().is_some_and(|left| left >= worth)
+            && self.outgoing == Outgoing::Plain
+            && self.replay.as_ref().is_none_or(|replay| replay.is_too_long || replay.overflowed)
+            && !self.body.is_pipeless
+            && self.input.is_empty()
+            && !self.from.has_received()
+    }
+
+    /// Moves body bytes inside the kernel; ready when that is over or bytes came in otherwise.
+    fn poll_spliced(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), PumpFault>> {
+        // What goes before it must have left.
+        match self.to.poll_flush_now(cx) {
+            Poll::Ready(Ok(())) => {}
+            Poll::Ready(Err(_)) => return Poll::Ready(Err(PumpFault::Sink)),
+            Poll::Pending => return Poll::Pending,
+        }
+        while let Some(left) = self.body.left() {
+            let splice = self.body.splicing.get_or_insert_default();
+            let moved = splice.poll_move(self.from, self.to, left, cx);
+            if let Some(replay) = self.replay.as_mut().filter(|_| splice.held() > 0 || splice.delivered() > 0) {
+                replay.miss();
+            }
+            let Poll::Ready(moved) = moved else { return Poll::Pending };
+            match moved {
+                Ok(Spliced::Moved(bytes)) => self.body.skip(bytes),
+                Ok(Spliced::Received) => return Poll::Ready(Ok(())),
+                Ok(Spliced::End) => {
+                    self.settle();
+                    return Poll::Ready(self.body.end().map_err(PumpFault::Source));
+                }
+                Err(SpliceFault::NoPipe(_)) => {
+                    self.body.is_pipeless = true;
+                    return Poll::Ready(Ok(()));
+                }
+                Err(SpliceFault::Source(_)) => return Poll::Ready(Err(PumpFault::Source(BodyFault::Truncated))),
+                Err(SpliceFault::Sink(_)) => return Poll::Ready(Err(PumpFault::Sink)),
+            }
+        }
+        self.settle();
+        Poll::Ready(Ok(()))
+    }
+
+    /// Lets the splice go once it is done.
+    fn settle(&mut self) {
+        if let Some(splice) = self.body.splicing.take() {
+            self.passed += splice.delivered();
+        }
+    }
+
     fn pass(&mut self, bytes: Buf) {
         if let Some(replay) = &mut self.replay {
             replay.keep(&bytes);
         }
-        self.moved += bytes.len() as u64;
+        self.passed += bytes.len() as u64;
         queue_framed(self.to, bytes, self.outgoing);
     }
 }

@@ -9,7 +9,7 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use outrigger_reactor::{now, timeout};
 
@@ -17,7 +17,7 @@ use super::framing::BodyLength;
 use super::head::{RequestHead, Version};
 use super::path::{Normal, PathRules, normalize};
 use super::respond::{self, Answering};
-use super::server::{After, Downstream, Received};
+use super::server::{ANSWER_TIMEOUT, After, Downstream, Received};
 use super::view::HeadView;
 use crate::config::{HttpConnectionConfig, LocalRateLimit, Route, RouteAction, VirtualHost};
 use crate::fault::{Fault, Kind};
@@ -25,9 +25,6 @@ use crate::policy::Verdict;
 use crate::route::{Found, split_port};
 use crate::stats::RouteCell;
 use crate::worker::{Routes, View};
-
-/// A client that does not take its answer for this long is given up.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A request that matched a route.
 #[derive(Debug)]
@@ -198,7 +195,7 @@ impl Downstream {
     /// Sends an answer made here.
     pub(super) async fn answer(&mut self, answer: respond::Answer) -> After {
         self.stream.queue(answer.bytes);
-        match timeout(ANSWER_TIMEOUT, self.stream.flush()).await {
+        match timeout(ANSWER_TIMEOUT, self.stream.hand_over()).await {
             Ok(Ok(())) if answer.keep => After::Keep,
             Ok(Ok(())) => After::Close,
             Ok(Err(_)) | Err(_) => After::Abort,

@@ -133,7 +133,7 @@ impl Downstream {
             choice_response_edits: weighted.map(|choice| &choice.response_edits),
             body: Body::new(length),
             outgoing: if length == BodyLength::Chunked { Outgoing::Chunked } else { Outgoing::Plain },
-            replay: (may_retry && !length.is_empty()).then(Replay::default),
+            replay: (may_retry && !length.is_empty()).then(|| Replay::new(length)),
             tried: Vec::new(),
             tries: 0,
             retrying: None,
@@ -325,7 +325,7 @@ impl Downstream {
                 .kept_in(replay.as_mut());
             let polled = poll_fn(|cx| {
                 if !uploaded {
-                    let moved = pump.moved;
+                    let moved = pump.moved();
                     match pump.poll_moved(cx) {
                         Poll::Ready(Ok(())) => uploaded = true,
                         Poll::Ready(Err(PumpFault::Source(fault))) => {
@@ -335,7 +335,7 @@ impl Downstream {
                         Poll::Ready(Err(PumpFault::Sink)) => (uploaded, upload_broke) = (true, true),
                         Poll::Pending => {}
                     }
-                    if pump.moved != moved {
+                    if pump.moved() != moved {
                         deadlines.touch();
                     }
                     if pump.is_received() {
@@ -349,14 +349,14 @@ impl Downstream {
                     return Poll::Ready(Err(Broke::Gone));
                 }
                 // A client that stops in the middle of its body is not the endpoint's fault.
-                let awaits_client = !uploaded && !pump.is_received() && connection.stream().queued_bytes() == 0;
+                let awaits_client = !uploaded && !pump.is_received() && !pump.is_blocked();
                 deadlines.poll_passed(cx).map(|kind| {
                     let is_client = awaits_client && kind == Kind::StreamIdle;
                     Err(Broke::Deadline(if is_client { Kind::RequestTimeout } else { kind }))
                 })
             })
             .await;
-            cell.bytes_in.add(pump.moved);
+            cell.bytes_in.add(pump.moved());
             polled
         };
         match result {

@@ -84,7 +84,7 @@ impl Downstream {
         let mut upload_over = *uploaded;
         let mut timing = RouteTiming::new(forwarding.action, None);
         let relayed = poll_fn(|cx| {
-            let moved = download.moved + upload.moved;
+            let moved = download.moved() + upload.moved();
             if !upload_over {
                 // An upload that fails after the answer began is no fault of the answer: it is only not whole.
                 if let Poll::Ready(result) = upload.poll_moved(cx) {
@@ -109,19 +109,19 @@ impl Downstream {
             if upload_over && *uploaded && received_end(stream, &mut upload, cx) {
                 return Poll::Ready(Relayed::DownstreamBroke);
             }
-            if download.moved + upload.moved != moved {
+            if download.moved() + upload.moved() != moved {
                 deadlines.touch();
             }
             // What waits to be read by the client, or to be sent by it, is the client's delay, whatever clock notices it.
-            let awaits_upload = !upload_over && !upload.is_received() && connection.stream().queued_bytes() == 0;
-            let awaits_client = awaits_upload || stream.queued_bytes() > 0;
+            let awaits_upload = !upload_over && !upload.is_received() && !upload.is_blocked();
+            let awaits_client = awaits_upload || download.is_blocked();
             deadlines
                 .poll_passed(cx)
                 .map(|kind| if awaits_client { Relayed::DownstreamBroke } else { Relayed::UpstreamBroke(kind) })
         })
         .await;
-        cell.bytes_out.add(download.moved);
-        cell.bytes_in.add(upload.moved);
+        cell.bytes_out.add(download.moved());
+        cell.bytes_in.add(upload.moved());
         relayed
     }
 }

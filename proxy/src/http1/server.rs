@@ -34,6 +34,8 @@ use crate::fault::{Fault, Kind};
 use crate::stats::ListenerCell;
 use crate::worker::Worker;
 
+/// A client that does not take its answer for this long is given up.
+pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a closing connection is read on, so that the answer is not lost to a reset.
 const LINGER: Duration = Duration::from_secs(1);
 /// How many bytes of it.
@@ -113,9 +115,13 @@ impl Downstream {
                     After::Close => return self.linger().await,
                     After::Abort => return self.stream.reset_on_close(),
                 },
-                Ok(None) => return,
+                Ok(None) => {
+                    // Whoever does not take the rest is not waited for longer.
+                    self.flush().await;
+                    return;
+                }
                 Err(kind) => {
-                    self.refuse(kind, &http).await;
+                    self.refuse(kind, &http);
                     return self.linger().await;
                 }
             }
@@ -170,7 +176,7 @@ impl Downstream {
     }
 
     /// Answers bytes that are no request.
-    async fn refuse(&mut self, kind: Kind, http: &HttpConnectionConfig) {
+    fn refuse(&mut self, kind: Kind, http: &HttpConnectionConfig) {
         self.cell.faults.add_one(kind);
         let fault = Fault::new(kind);
         let answering = Answering {
@@ -183,8 +189,6 @@ impl Downstream {
             version: Version::Http11,
         };
         self.stream.queue(respond::refusal(&fault, &answering).bytes);
-        // The peer may be gone: then nobody is left to tell.
-        drop(timeout(LINGER, self.stream.flush()).await);
     }
 
     /// True when the connection has served its time.
@@ -194,10 +198,15 @@ impl Downstream {
         requests || age || self.watch.is_started()
     }
 
+    /// Sends the rest of the last answer, which was only handed over. False when the peer does not take it.
+    async fn flush(&self) -> bool {
+        matches!(timeout(ANSWER_TIMEOUT, self.stream.flush()).await, Ok(Ok(())))
+    }
+
     /// Ends our side and reads the peer's until it ends too, within bounds: a close with unread bytes would reset the
     /// connection and could take the answer with it.
     async fn linger(self) {
-        if self.stream.shutdown_write().is_err() {
+        if !self.flush().await || self.stream.shutdown_write().is_err() {
             return;
         }
         let drained = timeout(LINGER, async {
