@@ -1,6 +1,9 @@
-//! Compiles the `.proto` files that ship inside the `envoy-types` crate, and our own, into one
-//! descriptor set (`descriptors.bin`), and generates the code of `outrigger.policy.v1`.
+//! Compiles the `.proto` files that ship inside the `envoy-types` crate, and our own, into one descriptor set
+//! (`descriptors.bin`, for the tests) and tables to embed, and generates the code of `outrigger.policy.v1`.
 //! Neither protoc nor the network is used.
+
+#[path = "build/tables.rs"]
+mod tables;
 
 use std::collections::BTreeSet;
 use std::env;
@@ -10,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use prost::Message;
-use prost_types::FileDescriptorProto;
+use prost_types::{FileDescriptorProto, FileDescriptorSet};
 use serde_json::Value;
 
 /// Import roots inside the crate's `proto` folder.
@@ -46,6 +49,7 @@ const OVERRIDE: &str = "OUTRIGGER_ENVOY_TYPES_DIR";
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=build");
     println!("cargo::rerun-if-changed=proto");
     println!("cargo::rerun-if-env-changed={OVERRIDE}");
     let out_dir = PathBuf::from(env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?);
@@ -75,7 +79,11 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
     }
     sets.insert(0, compiler.encode_file_descriptor_set());
-    fs::write(out_dir.join("descriptors.bin"), merge(&sets)?)?;
+    let merged = merge(&sets)?;
+    let tables = tables::build(&FileDescriptorSet::decode(merged.as_slice())?)?;
+    fs::write(out_dir.join("descriptors.bin"), merged)?;
+    fs::write(out_dir.join("tables.bin"), tables.words)?;
+    fs::write(out_dir.join("names.txt"), tables.names)?;
     let mut code = prost_build::Config::new();
     for package in ["envoy", "google.protobuf", "udpa", "validate", "xds"] {
         let module = package.replace('.', "::");

@@ -8,7 +8,6 @@
 //! **Tests.** Below.
 
 use prost::{Message, Name};
-use prost_reflect::{DynamicMessage, MessageDescriptor};
 use prost_types as wkt;
 
 use crate::bounds::{self, Excess};
@@ -16,6 +15,7 @@ use crate::descriptor;
 use crate::document::shorten;
 use crate::envoy::google::protobuf::Any;
 use crate::json::{self, ParseError};
+use crate::reflect::{DynamicMessage, MessageDescriptor};
 
 const TYPED_STRUCTS: [&str; 2] = ["udpa.type.v1.TypedStruct", "xds.type.v3.TypedStruct"];
 
@@ -107,7 +107,7 @@ pub fn unpack<T: Name + Default>(any: &Any) -> Result<T, UnpackError> {
     }
     match typed_struct(any)? {
         Some(message) => {
-            let found = prost_reflect::ReflectMessage::descriptor(&message);
+            let found = message.descriptor();
             if found.full_name() != T::full_name() {
                 return Err(UnpackError::Type { expected: T::full_name(), found: found.full_name().into() });
             }
@@ -127,7 +127,7 @@ pub fn decode<T: Name + Default>(bytes: &[u8]) -> Result<T, UnpackError> {
 /// As [`decode`], of a type known at run time.
 pub fn decode_dynamic(descriptor: &MessageDescriptor, bytes: &[u8]) -> Result<DynamicMessage, UnpackError> {
     scan(descriptor, bytes)?;
-    DynamicMessage::decode(descriptor.clone(), bytes).map_err(|error| UnpackError::Decode {
+    DynamicMessage::decode(*descriptor, bytes).map_err(|error| UnpackError::Decode {
         type_name: descriptor.full_name().to_owned(),
         reason: error.to_string(),
     })

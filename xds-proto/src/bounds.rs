@@ -7,7 +7,7 @@
 //! **Source.** protobuf.dev, "Encoding". A group (wire types 3 and 4) is refused: no message here has one.
 //! **Tests.** Below; random bytes in `tests/robust.rs`.
 
-use prost_reflect::{Kind, MessageDescriptor};
+use crate::reflect::{Kind, MessageDescriptor};
 
 /// Longest encoded message, in bytes.
 pub const MAX_BYTES: usize = 64 << 20;

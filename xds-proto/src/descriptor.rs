@@ -1,29 +1,22 @@
 //! The descriptors of every message this crate knows.
 //!
-//! **Purpose.** One pool with all of Envoy's API as shipped in `envoy-types`, its dependencies (xds, udpa, google)
-//! and `outrigger.policy.v1`, so that any `Any` a bootstrap or a push can carry is found by name.
-//! **Shape.** A set of 518 files, 690 KB, embedded by `build.rs`; decoded once, on first use, then shared.
-//! **Limits.** Loading takes some tens of milliseconds and is never done on the data path.
-//! **Tests.** Below: the roots are there, and the pool agrees with the generated code.
-
-use std::sync::OnceLock;
+//! **Purpose.** All of Envoy's API as shipped in `envoy-types`, its dependencies (xds, udpa, google) and
+//! `outrigger.policy.v1`, so that any `Any` a bootstrap or a push can carry is found by name.
+//! **Shape.** The messages of 518 files, embedded by `build.rs` as tables that [`crate::reflect`] reads in place.
+//! **Tests.** Below: the roots are there, and the generated code has descriptors.
 
 use prost::Name;
-use prost_reflect::{DescriptorPool, MessageDescriptor};
 
-static ENCODED: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+use crate::reflect::MessageDescriptor;
 
-/// The pool of all descriptors.
-pub fn pool() -> &'static DescriptorPool {
-    static POOL: OnceLock<DescriptorPool> = OnceLock::new();
-    POOL.get_or_init(|| {
-        DescriptorPool::decode(ENCODED).expect("the set is written by our own build script and read by a test")
-    })
+/// All messages, by name.
+pub fn messages() -> impl Iterator<Item = MessageDescriptor> {
+    MessageDescriptor::all()
 }
 
 /// The descriptor of the message `full_name`: `envoy.config.cluster.v3.Cluster`.
 pub fn message(full_name: &str) -> Option<MessageDescriptor> {
-    pool().get_message_by_name(full_name)
+    MessageDescriptor::find(full_name)
 }
 
 /// The descriptor of a generated message type.
@@ -37,7 +30,7 @@ mod tests {
 
     #[test]
     fn every_file_of_the_api_is_embedded() {
-        assert!(pool().files().len() >= 518, "{}", pool().files().len());
+        assert!(messages().count() > 1_600, "{}", messages().count());
         for name in [
             "envoy.config.bootstrap.v3.Bootstrap",
             "envoy.extensions.clusters.dynamic_forward_proxy.v3.ClusterConfig",

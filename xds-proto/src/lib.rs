@@ -2,8 +2,8 @@
 //! and `outrigger.policy.v1`.
 //!
 //! The generated types come from the `envoy-types` crate. The `.proto` files that ship inside it are compiled by
-//! `build.rs` (about 2 s on one core, without protoc or network) into a descriptor set of 690 KB, which is embedded; it
-//! is loaded on first use. Everything that works by name rests on it: [`json`], [`any`], [`bounds`] and [`support`].
+//! `build.rs` (about 2 s on one core, without protoc or network) into tables that are embedded and read in place.
+//! Everything that works by name rests on them, by way of [`reflect`]: [`json`], [`any`], [`bounds`] and [`support`].
 //!
 //! ```
 //! use outrigger_xds_proto::envoy::envoy::config::bootstrap::v3::Bootstrap;
@@ -27,6 +27,7 @@ pub mod bounds;
 pub mod descriptor;
 pub mod document;
 pub mod json;
+pub mod reflect;
 pub mod support;
 
 /// Policy that Envoy's own messages cannot express; see `proto/outrigger`.
@@ -41,4 +42,3 @@ pub mod policy {
 /// The generated types: `envoy::envoy::config::cluster::v3::Cluster`, `envoy::google::protobuf::Any`.
 pub use envoy_types::pb as envoy;
 pub use prost;
-pub use prost_reflect;

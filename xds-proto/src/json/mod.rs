@@ -15,13 +15,13 @@ mod wellknown;
 mod write;
 
 use prost::{Message, Name};
-use prost_reflect::{DynamicMessage, MessageDescriptor};
 use prost_types as wkt;
 
 use crate::any::UnpackError;
 use crate::descriptor;
 use crate::document::{self, Node, SyntaxError};
 use crate::envoy::google::protobuf::Any;
+use crate::reflect::{DynamicMessage, MessageDescriptor};
 
 pub use read::MAX_REJECTIONS;
 pub use write::FieldNames;

@@ -2,10 +2,9 @@
 //!
 //! Goes on after a mistake, so that one pass finds all of them.
 
-use prost_reflect::{DynamicMessage, EnumDescriptor, FieldDescriptor, Kind, MapKey, MessageDescriptor, Value};
-
 use super::{Rejection, wellknown};
 use crate::document::{Node, shorten};
+use crate::reflect::{DynamicMessage, EnumDescriptor, FieldDescriptor, Kind, MapKey, MessageDescriptor, Value};
 
 /// Most rejections reported for one document.
 pub const MAX_REJECTIONS: usize = 100;
@@ -73,7 +72,7 @@ impl Reader {
         descriptor: &MessageDescriptor,
         entries: impl Iterator<Item = (&'a str, &'a Node)>,
     ) -> Option<DynamicMessage> {
-        let mut message = DynamicMessage::new(descriptor.clone());
+        let mut message = DynamicMessage::new(*descriptor);
         let mut given: Vec<FieldDescriptor> = Vec::new();
         let before = self.rejections.len();
         for (name, node) in entries {

@@ -5,13 +5,13 @@ use std::str::FromStr;
 use base64::Engine as _;
 use base64::alphabet;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
-use prost_reflect::{DynamicMessage, MessageDescriptor, Value};
 use prost_types as wkt;
 
 use super::read::Reader;
 use crate::any;
 use crate::descriptor;
 use crate::document::{Node, shorten};
+use crate::reflect::{DynamicMessage, MessageDescriptor, Value};
 
 const LENIENT: GeneralPurposeConfig =
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
@@ -55,13 +55,13 @@ pub(super) fn encode_base64(bytes: &[u8]) -> String {
 }
 
 fn wrapped(descriptor: &MessageDescriptor, value: Value) -> DynamicMessage {
-    let mut message = DynamicMessage::new(descriptor.clone());
+    let mut message = DynamicMessage::new(*descriptor);
     message.set_field_by_number(1, value);
     message
 }
 
 fn transcoded(descriptor: &MessageDescriptor, value: &impl prost::Message) -> DynamicMessage {
-    let mut message = DynamicMessage::new(descriptor.clone());
+    let mut message = DynamicMessage::new(*descriptor);
     message.transcode_from(value).expect("the value is of the type that the descriptor describes");
     message
 }
@@ -72,7 +72,7 @@ fn read_any(reader: &mut Reader, descriptor: &MessageDescriptor, node: &Node) ->
     };
     let Some((_, url)) = entries.iter().find(|(name, _)| name == "@type") else {
         return if entries.is_empty() {
-            Some(DynamicMessage::new(descriptor.clone()))
+            Some(DynamicMessage::new(*descriptor))
         } else {
             reader.refuse("@type is missing; it names the type of the other fields")
         };
@@ -107,7 +107,7 @@ fn read_any(reader: &mut Reader, descriptor: &MessageDescriptor, node: &Node) ->
             }
         }
     };
-    let mut any = DynamicMessage::new(descriptor.clone());
+    let mut any = DynamicMessage::new(*descriptor);
     any.set_field_by_number(1, Value::String(url.to_owned()));
     any.set_field_by_number(2, Value::Bytes(prost::Message::encode_to_vec(&message).into()));
     Some(any)

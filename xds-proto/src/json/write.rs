@@ -1,6 +1,5 @@
 //! A message → JSON.
 
-use prost_reflect::{DynamicMessage, FieldDescriptor, Kind, MapKey, MessageDescriptor, ReflectMessage, Value};
 use prost_types as wkt;
 use serde_json::{Map, Number, Value as Json};
 
@@ -8,6 +7,7 @@ use super::wellknown::encode_base64;
 use crate::any::{self, UnpackError};
 use crate::bounds;
 use crate::descriptor;
+use crate::reflect::{DynamicMessage, FieldDescriptor, Kind, MapKey, MessageDescriptor, Value};
 
 /// How the fields of a message are named in JSON.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

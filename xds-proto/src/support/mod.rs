@@ -15,13 +15,13 @@ mod table;
 use std::collections::HashMap;
 
 use prost::Name;
-use prost_reflect::{DynamicMessage, EnumDescriptor, FieldDescriptor, Kind, MapKey, ReflectMessage, Value};
 
 use crate::any::{self, UnpackError};
 use crate::bounds::MAX_ANY_DEPTH;
 use crate::descriptor;
 use crate::document::shorten;
 use crate::envoy::google::protobuf::Any;
+use crate::reflect::{DynamicMessage, EnumDescriptor, FieldDescriptor, Kind, MapKey, Value};
 
 pub use table::{IDLE_TYPES, TABLE};
 
@@ -144,8 +144,7 @@ impl Walker {
                 walker.field(&field, value, rule, is_optional)
             });
         }
-        for unknown in message.unknown_fields() {
-            let number = unknown.number();
+        for number in message.unknown_fields() {
             self.at(&format!("{}#{number}", self.dot()), |walker| {
                 let field = format!("{}.#{number}", row.message);
                 match row.rest {
@@ -160,8 +159,8 @@ impl Walker {
 
     fn field(&mut self, field: &FieldDescriptor, value: &Value, rule: Rule, is_optional: bool) {
         match rule {
-            Rule::Ignore => self.find(field.full_name().to_owned(), Verdict::Ignore, "has no effect here".into()),
-            Rule::Refuse(reason) => self.find(field.full_name().to_owned(), Verdict::Refuse, reason.to_owned()),
+            Rule::Ignore => self.find(field.full_name(), Verdict::Ignore, "has no effect here".into()),
+            Rule::Refuse(reason) => self.find(field.full_name(), Verdict::Refuse, reason.to_owned()),
             Rule::Carry(_) | Rule::CarryOrIgnore(_) | Rule::Only(_) | Rule::Serve => {
                 self.each(field, value, &|walker, kind, value| match rule {
                     Rule::Carry(types) => {
@@ -201,7 +200,7 @@ impl Walker {
             (_, Value::Message(message)) => self.message(message),
             (Kind::Enum(values), Value::EnumNumber(number)) if values.get_value(*number).is_none() => {
                 let reason = format!("{number} is not one of {}", names(values).join(", "));
-                self.find(field.full_name().to_owned(), Verdict::Refuse, reason);
+                self.find(field.full_name(), Verdict::Refuse, reason);
             }
             _ => {}
         }
@@ -221,14 +220,14 @@ impl Walker {
         };
         if !allowed.contains(&found.as_str()) {
             let reason = format!("{found} is not served; use {}", allowed.join(" or "));
-            self.find(field.full_name().to_owned(), Verdict::Refuse, reason);
+            self.find(field.full_name(), Verdict::Refuse, reason);
         }
     }
 
     /// An `Any`: walks a type that may be here, and finds any other.
     fn carried(&mut self, field: &FieldDescriptor, value: &Value, types: &[&str], otherwise: Verdict) {
         let Some(any) = value.as_message().and_then(|message| message.transcode_to::<Any>().ok()) else { return };
-        let name = field.full_name().to_owned();
+        let name = field.full_name();
         let content = match any::content_type(&any) {
             Ok(content) => content,
             Err(error) => return self.find(name, otherwise, error.to_string()),

@@ -1,9 +1,8 @@
 use std::collections::BTreeSet;
 
-use prost_reflect::MessageDescriptor;
-
 use super::*;
 use crate::json;
+use crate::reflect::MessageDescriptor;
 
 fn find(type_name: &str, yaml: &str) -> Vec<(String, Verdict)> {
     let descriptor = descriptor::message(type_name).unwrap();
@@ -45,7 +44,7 @@ fn every_row_names_a_message_and_its_fields() {
 /// Each field of a message, with its rule.
 fn rules(row: &Row) -> Vec<(FieldDescriptor, Rule)> {
     let message = descriptor::message(row.message).unwrap();
-    message.fields().map(|field| (field.clone(), rule(row.message, field.name()).unwrap())).collect()
+    message.fields().map(|field| (field, rule(row.message, field.name()).unwrap())).collect()
 }
 
 fn content(field: &FieldDescriptor) -> Kind {
@@ -59,7 +58,7 @@ fn content(field: &FieldDescriptor) -> Kind {
 fn every_served_message_has_a_row() {
     for row in TABLE {
         for (field, rule) in rules(row) {
-            let name = field.full_name().to_owned();
+            let name = field.full_name();
             if let (Rule::Serve, Kind::Message(message)) = (rule, content(&field)) {
                 let message: MessageDescriptor = message;
                 assert!(
@@ -77,7 +76,7 @@ fn every_served_message_has_a_row() {
 fn every_rule_fits_its_field() {
     for row in TABLE {
         for (field, rule) in rules(row) {
-            let name = field.full_name().to_owned();
+            let name = field.full_name();
             match (rule, content(&field)) {
                 (Rule::Carry(types) | Rule::CarryOrIgnore(types), Kind::Message(message)) => {
                     assert_eq!(message.full_name(), "google.protobuf.Any", "{name}");
