@@ -23,6 +23,7 @@ mod buffers;
 mod driver;
 mod epoll;
 mod executor;
+mod image;
 mod mailbox;
 mod meters;
 mod probe;
@@ -35,6 +36,7 @@ mod timers;
 
 pub use buffers::Buf;
 pub use executor::{Runtime, Task, now, spawn, yield_now};
+pub use image::release_image;
 pub use mailbox::{Mailbox, Sender, mailbox};
 pub use meters::{Counters, counters};
 

@@ -28,6 +28,8 @@ use crate::xds::{self, XdsStatus};
 const TICK: Duration = Duration::from_millis(100);
 /// Ticks between two attempts to bind what could not be bound.
 const REBIND_TICKS: u32 = 10;
+/// Ticks without a publication after which the code that reads configuration is taken out of memory.
+const RELEASE_TICKS: u32 = 20;
 
 /// What the control thread works with.
 pub(super) struct Control {
@@ -43,6 +45,8 @@ pub(super) struct Control {
     sockets: RefCell<Sockets>,
     unbound: RefCell<Vec<BindError>>,
     announced: Cell<bool>,
+    /// Ticks since the last publication.
+    quiet: Cell<u32>,
     admin: Option<SocketAddr>,
     driver: &'static str,
 }
@@ -88,6 +92,7 @@ async fn control(
         sockets: RefCell::default(),
         unbound: RefCell::default(),
         announced: Cell::new(false),
+        quiet: Cell::new(0),
         admin: admin_socket.as_ref().and_then(|socket| socket.local_addr().ok()),
         driver: probe.driver.as_str(),
         bootstrap: bootstrap.clone(),
@@ -176,6 +181,7 @@ impl Control {
     /// Makes a snapshot current and has its listeners served.
     fn publish(&self, snapshot: &Arc<Snapshot>) -> Result<(), Failure> {
         let previous = self.publisher.current();
+        self.quiet.set(0);
         // Before the swap: a worker that sees the snapshot finds the live state of its endpoints.
         self.shared.follow(snapshot);
         self.publisher.publish(snapshot.clone());
@@ -237,6 +243,10 @@ impl Control {
     fn tick(&self, count: u32) {
         let snapshot = self.publisher.current();
         self.shared.sweep(&snapshot, Instant::now());
+        self.quiet.set(self.quiet.get().saturating_add(1));
+        if self.quiet.get() == RELEASE_TICKS {
+            outrigger_reactor::release_image();
+        }
         if count.is_multiple_of(REBIND_TICKS) && !self.unbound.borrow().is_empty() {
             // What is static was bound at the start: nothing here can end the process.
             let _ = self.follow_sockets(&snapshot);
