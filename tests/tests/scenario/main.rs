@@ -43,6 +43,7 @@ mod fallback;
 mod forwarding;
 mod input;
 mod limits;
+mod memory;
 mod retry;
 mod routing;
 mod swaps;
