@@ -4,7 +4,8 @@
 //!
 //! **Shape.** [`probe`] says which driver this machine allows and why. A [`Runtime`] owns one driver, its tasks
 //! (`!Send`), its timers and its buffer pool. [`TcpListener`] and [`TcpStream`] are the sockets, [`Buf`] is a
-//! reference-counted slice of received or written bytes, [`mailbox`] brings values from other threads.
+//! reference-counted slice of received or written bytes, [`mailbox`] brings values from other threads; an [`Accepted`]
+//! connection may be such a value.
 //! ```text
 //!  turn:  run ready tasks (bounded) ─► re-arm, submit and wait (one syscall) ─► completions ─► timers ─► wake
 //!  modules:  executor (tasks, wakers, turn) ─► timers · buffers · driver ─► ring | epoll ─► socket ◀─ splice
@@ -43,7 +44,7 @@ pub use meters::{Counters, counters};
 pub use probe::{Check, IoChoice, Probe, ProbeError, probe};
 pub use socket::{AHEAD_BLOCKS, CLOSING_ACCEPTS, HANDED_BYTES};
 pub use splice::{PIPE_BYTES, Splice, SpliceFault, Spliced};
-pub use tcp::{TcpListener, TcpStream};
+pub use tcp::{Accepted, TcpListener, TcpStream};
 pub use timers::{Elapsed, Sleep, sleep, sleep_until, timeout, timeout_at};
 
 /// The driver in use.

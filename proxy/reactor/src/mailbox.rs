@@ -38,7 +38,7 @@ pub struct Sender<T> {
 }
 
 impl<T: Send> Sender<T> {
-    /// Err gives the value back when the mailbox is gone.
+    /// Err gives the value back when the mailbox is gone or closed.
     pub fn send(&self, value: T) -> Result<(), T> {
         let mut post = lock(&self.post);
         if !post.is_open {
@@ -85,7 +85,7 @@ pub struct Mailbox<T> {
 }
 
 impl<T: Send> Mailbox<T> {
-    /// `None` when every sender is gone. Cancel: loses nothing.
+    /// `None` when every sender is gone, or after a close. Cancel: loses nothing.
     pub async fn recv(&mut self) -> Option<T> {
         poll_fn(|cx| {
             let core = executor::current();
@@ -99,7 +99,7 @@ impl<T: Send> Mailbox<T> {
                 }
                 return Poll::Ready(Some(value));
             }
-            if post.senders == 0 {
+            if post.senders == 0 || !post.is_open {
                 return Poll::Ready(None);
             }
             let stale = post.waker.replace(cx.waker().clone());
@@ -108,6 +108,14 @@ impl<T: Send> Mailbox<T> {
             Poll::Pending
         })
         .await
+    }
+
+    /// Lets nothing more in and returns what is there: every value sent is either here, or was received before, or is
+    /// given back to its sender.
+    pub fn close(&mut self) -> VecDeque<T> {
+        let mut post = lock(&self.post);
+        post.is_open = false;
+        std::mem::take(&mut post.queue)
     }
 
     /// The next value, if one is there.

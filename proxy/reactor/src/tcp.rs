@@ -1,7 +1,7 @@
 //! **Purpose.** TCP sockets over either driver.
 //!
 //! **Shape.** [`TcpListener`] and [`TcpStream`] hold a [`Socket`] and their runtime's core. Queued bytes are taken
-//! without a system call; only an empty queue asks the driver.
+//! without a system call; only an empty queue asks the driver. An [`Accepted`] belongs to no runtime until it is opened.
 //!
 //! **Errors.** An error of one direction stays and is returned again by every later call of that direction.
 //!
@@ -59,6 +59,14 @@ impl TcpListener {
 
     /// As [`TcpListener::accept`].
     pub fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<(TcpStream, SocketAddr)>> {
+        self.poll_accepted(cx).map(|accepted| {
+            let Accepted { fd, peer } = accepted?;
+            TcpStream::open(&self.core, fd, peer).map(|stream| (stream, peer))
+        })
+    }
+
+    /// As [`TcpListener::accept`], of a connection that no runtime drives yet.
+    pub fn poll_accepted(&self, cx: &mut Context<'_>) -> Poll<io::Result<Accepted>> {
         if self.core.is_share_spent(cx) {
             return Poll::Pending;
         }
@@ -67,7 +75,7 @@ impl TcpListener {
             if let Some((fd, peer)) = side.ready.pop_front() {
                 drop(side);
                 self.core.spend(1);
-                return Poll::Ready(TcpStream::open(&self.core, fd, peer).map(|stream| (stream, peer)));
+                return Poll::Ready(Ok(Accepted { fd, peer }));
             }
             if let Some(errno) = side.errno.take() {
                 return Poll::Ready(Err(io::Error::from_raw_os_error(errno)));
@@ -120,6 +128,27 @@ impl Drop for TcpListener {
 impl fmt::Debug for TcpListener {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("TcpListener").field("fd", &self.socket.raw()).finish_non_exhaustive()
+    }
+}
+
+/// A connection just accepted that no runtime drives yet: it may cross threads. A drop closes it.
+#[derive(Debug)]
+pub struct Accepted {
+    fd: OwnedFd,
+    peer: SocketAddr,
+}
+
+impl Accepted {
+    /// The other end.
+    pub fn peer_addr(&self) -> SocketAddr {
+        self.peer
+    }
+
+    /// Gives it to the runtime that this thread is inside of. Costs no system call that [`TcpListener::accept`] would
+    /// not have made.
+    pub fn open(self) -> io::Result<TcpStream> {
+        let core = executor::current().ok_or_else(no_runtime)?;
+        TcpStream::open(&core, self.fd, self.peer)
     }
 }
 

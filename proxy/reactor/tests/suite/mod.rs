@@ -2,6 +2,7 @@
 
 pub(crate) mod basic;
 pub(crate) mod cancel;
+pub(crate) mod handover;
 pub(crate) mod limits;
 pub(crate) mod splice;
 pub(crate) mod tasks;
