@@ -41,10 +41,10 @@ interop-peers:
 	  PATH="$$PATH:/usr/sbin" command -v $${pair%%:*} >/dev/null || missing="$$missing $${pair##*:}"; done; \
 	if [ -n "$$missing" ]; then apt-get install -y --no-install-recommends $$missing; fi
 
-interop: interop-peers ## real peers: curl, h2load, nginx, Envoy and Chromium before, behind and beside us
+interop: interop-peers ## real peers: curl, h2load, nginx, Envoy, Chromium before, behind and beside us; real cgroups
 	$(CARGO) build --workspace --bins --locked
 	OUTRIGGER_ENVOY="$$(python3 tests/tools/fetch.py envoy)" \
-	  $(CARGO) test --locked -p outrigger-tests --test interop --test browser -- --ignored
+	  $(CARGO) test --locked -p outrigger-tests --test interop --test browser --test cgroup -- --ignored
 
 # The property tests with many more cases than `make test` gives them; bounded.
 FUZZ_CASES ?= 10000

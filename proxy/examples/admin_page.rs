@@ -74,6 +74,8 @@ async fn main() -> std::io::Result<()> {
             reason: "kernel 6.18 allows io_uring: multishot, buffer rings and the self-test passed".into(),
             kernel: "6.18.0".into(),
             checks: vec![IoCheck { name: "self-test".into(), passed: true, detail: "loopback echo in 90 µs".into() }],
+            worker_count: 2,
+            worker_reason: "the 2 CPUs allowed; no quota, no request known".into(),
         },
         workers: Arc::new(|| vec![WorkerIo::default(), WorkerIo { worker: 1, ..WorkerIo::default() }]),
         ready: Arc::new(|| Readiness::Ready),

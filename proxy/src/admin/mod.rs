@@ -130,7 +130,7 @@ const PATHS: [(&str, &str, &str); 23] = [
     ("GET", "/epochs", "what the last published configurations changed; ?format=json|text"),
     ("GET", "/events", "server-sent events for the live page, one a second"),
     ("GET", "/help", "this list"),
-    ("GET", "/io", "I/O driver, why it was chosen, and reactor counters; ?format=json|text"),
+    ("GET", "/io", "I/O driver and number of workers, why they were chosen, and counters by worker; ?format=json|text"),
     ("GET", "/limits", "fill of the local rate limits; ?format=json|text"),
     ("GET", "/listeners", "listeners with their numbers; ?format=json|text"),
     ("GET", "/live", "200 while the process answers"),

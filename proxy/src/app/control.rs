@@ -16,7 +16,7 @@ use super::glue::{self, Health, Phase};
 use super::log::LogLevel;
 use super::thread::{Command, Seed, WorkerThread};
 use crate::admin;
-use crate::bootstrap::{Bootstrap, Settings};
+use crate::bootstrap::{Bootstrap, Settings, WorkerCount};
 use crate::config::{Publisher, Snapshot};
 use crate::listener::{BindError, Change, Sockets};
 use crate::observe::EpochLog;
@@ -37,6 +37,7 @@ pub(super) struct Control {
     pub(super) shared: Arc<Shared>,
     pub(super) epochs: Arc<EpochLog>,
     pub(super) workers: Arc<Vec<WorkerThread>>,
+    pub(super) worker_count: WorkerCount,
     pub(super) phase: Arc<watch::Sender<Phase>>,
     pub(super) health: Arc<Mutex<Health>>,
     pub(super) status: Arc<XdsStatus>,
@@ -77,7 +78,9 @@ async fn control(
     let started = Instant::now();
     let shared = Shared::new(Arc::<Registry>::default(), started);
     let publisher = Publisher::new();
-    let workers = Arc::new(start_workers(settings, &probe, &shared, &publisher)?);
+    let worker_count = settings.worker_count();
+    note(&worker_count);
+    let workers = Arc::new(start_workers(worker_count.count, &probe, &shared, &publisher)?);
     let (phase, phases) = watch::channel(Phase::Starting);
     let status = Arc::<XdsStatus>::default();
     let control = Rc::new(Control {
@@ -85,6 +88,7 @@ async fn control(
         shared,
         epochs: Arc::default(),
         workers,
+        worker_count,
         phase: Arc::new(phase),
         health: Arc::default(),
         status: status.clone(),
@@ -125,14 +129,26 @@ async fn control(
     }
 }
 
+/// Says how many workers there are and why.
+fn note(workers: &WorkerCount) {
+    match workers.is_above_quota {
+        false => tracing::info!(count = workers.count, "workers: {}", workers.reason),
+        true => tracing::warn!(
+            count = workers.count,
+            "workers: {}; they will wait for each other: leave --workers out",
+            workers.reason
+        ),
+    }
+}
+
 fn start_workers(
-    settings: &Settings,
+    count: usize,
     probe: &Probe,
     shared: &Arc<Shared>,
     publisher: &Publisher,
 ) -> Result<Vec<WorkerThread>, Failure> {
     let seed = glue::seed();
-    (0..settings.worker_count())
+    (0..count)
         .map(|index| {
             WorkerThread::spawn(Seed {
                 index,

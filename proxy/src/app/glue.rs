@@ -12,6 +12,7 @@ use super::control::Control;
 use super::log::LogLevel;
 use super::thread::WorkerThread;
 use crate::admin::{AdminControl, AdminSources, Readiness};
+use crate::bootstrap::WorkerCount;
 use crate::observe::{IoCheck, IoView, LimitLevel, WorkerIo};
 
 /// Where the process is in its life.
@@ -47,7 +48,7 @@ pub(super) fn sources(control: &Control, probe: &Probe, started: Instant) -> Arc
         publisher: control.publisher.clone(),
         epochs: control.epochs.clone(),
         started,
-        io: io_view(probe),
+        io: io_view(probe, &control.worker_count),
         workers: Arc::new(move || workers.iter().enumerate().map(|(at, worker)| worker_io(at, worker)).collect()),
         ready: Arc::new(move || readiness(*phase.borrow(), &health, status.waiting())),
         xds: Arc::new(move || xds.view()),
@@ -89,7 +90,7 @@ fn readiness(phase: Phase, health: &Mutex<Health>, waiting: Vec<String>) -> Read
     if reasons.is_empty() { Readiness::Ready } else { Readiness::NotReady { reasons } }
 }
 
-fn io_view(probe: &Probe) -> IoView {
+fn io_view(probe: &Probe, workers: &WorkerCount) -> IoView {
     IoView {
         choice: format!("{:?}", probe.choice).to_lowercase(),
         driver: probe.driver.as_str().to_owned(),
@@ -100,6 +101,8 @@ fn io_view(probe: &Probe) -> IoView {
             .iter()
             .map(|check| IoCheck { name: check.name.to_owned(), passed: check.passed, detail: check.detail.clone() })
             .collect(),
+        worker_count: workers.count,
+        worker_reason: workers.reason.clone(),
     }
 }
 

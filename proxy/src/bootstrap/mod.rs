@@ -1,7 +1,8 @@
 //! **Purpose.** What the process is told at its start: the command line and an Envoy bootstrap file.
 //!
 //! **Shape.** [`Settings`] is the command line; [`load`] reads the file into a [`Bootstrap`]: who we are, where the admin
-//! port is, the static resources already converted, and where the xDS server is.
+//! port is, the static resources already converted, and where the xDS server is. [`Settings::worker_count`] asks the
+//! kernel's files too.
 //!
 //! **Errors.** All at once: [`BootstrapErrors`] names the file, and for each problem the path (or line and column), the
 //! value and the remedy.
@@ -14,14 +15,17 @@
 //! **Tests.** Below, and golden error texts in `tests.rs`.
 
 mod ads;
+mod cpus;
 mod errors;
 mod settings;
 #[cfg(test)]
 mod tests;
+mod workers;
 
 pub use ads::AdsConfig;
 pub use errors::{BootstrapErrors, Problem};
 pub use settings::{IoChoice, LogFormat, Settings};
+pub use workers::{WORKERS_MAX, WorkerCount, Workers};
 
 use std::collections::HashMap;
 use std::fs::File;

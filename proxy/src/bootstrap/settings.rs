@@ -1,12 +1,11 @@
 //! The command line: one table that gives the parser, `--help` and the error texts.
 
-use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 
-const MAX_WORKERS: i64 = 1024;
+use super::workers::{REQUEST_MILLI_MAX, WorkerCount, Workers};
 
 /// The sidecar of the Outrigger mesh: forwards HTTP under policy that it gets over xDS.
 #[derive(Clone, Debug, Parser)]
@@ -23,9 +22,15 @@ pub struct Settings {
     /// Envoy bootstrap file, YAML or JSON.
     #[arg(short = 'c', long = "config", value_name = "FILE")]
     pub config: PathBuf,
-    /// Worker threads, 1 to 1024 [default: the CPUs that this process may use]
-    #[arg(long, value_name = "N", allow_hyphen_values = true, value_parser = clap::value_parser!(u16).range(1..=MAX_WORKERS))]
-    pub workers: Option<u16>,
+    /// Worker threads, 1 to 1024; auto takes the cgroup's CPU quota rounded down, without one the CPU request rounded up,
+    /// without that the CPUs that the scheduler allows, and never more than these.
+    #[arg(long, value_name = "N|auto", allow_hyphen_values = true, default_value = "auto")]
+    pub workers: Workers,
+    /// The CPU request in thousandths of a CPU, 0 for none: Kubernetes' downward API gives it as `requests.cpu` with the
+    /// divisor `1m`. It comes before what is read from the cgroup's weight.
+    #[arg(long, value_name = "MILLI", env = "OUTRIGGER_CPU_REQUEST_MILLI", allow_hyphen_values = true,
+        value_parser = clap::value_parser!(u32).range(0..=REQUEST_MILLI_MAX))]
+    pub cpu_request_milli: Option<u32>,
     /// How sockets are driven; auto takes io_uring when the kernel allows it.
     #[arg(long, value_enum, default_value_t = IoChoice::Auto)]
     pub io: IoChoice,
@@ -64,12 +69,9 @@ pub enum LogFormat {
 }
 
 impl Settings {
-    /// Worker threads: as told, else one for each CPU that the scheduler mask and the cgroup quota leave.
-    pub fn worker_count(&self) -> usize {
-        match self.workers {
-            Some(count) => usize::from(count),
-            None => std::thread::available_parallelism().map_or(1, NonZeroUsize::get),
-        }
+    /// How many worker threads there are to be on this machine, and why.
+    pub fn worker_count(&self) -> WorkerCount {
+        self.workers.count(self.cpu_request_milli)
     }
 }
 
@@ -106,8 +108,9 @@ mod tests {
         let settings = parse(&[]).unwrap();
         assert_eq!((settings.io, settings.log_format), (IoChoice::Auto, LogFormat::Text));
         assert_eq!(settings.drain_time, Duration::from_secs(45));
-        assert!(settings.worker_count() >= 1 && !settings.check);
-        assert_eq!(parse(&["--workers", "1024"]).unwrap().worker_count(), 1024);
+        assert!(settings.workers == Workers::Auto && settings.worker_count().count >= 1 && !settings.check);
+        assert_eq!(parse(&["--workers", "1024"]).unwrap().worker_count().count, 1024);
+        assert_eq!(parse(&["--workers", "auto", "--cpu-request-milli", "0"]).unwrap().cpu_request_milli, Some(0));
         assert_eq!(parse(&["--drain-time", "0s"]).unwrap().drain_time, Duration::ZERO);
         assert_eq!(parse(&["--drain-time", "1440m"]).unwrap().drain_time, Duration::from_secs(86_400));
     }
@@ -120,6 +123,10 @@ mod tests {
             &["--workers", "1025"],
             &["--workers", "-1"],
             &["--workers", "NaN"],
+            &["--workers", ""],
+            &["--cpu-request-milli", "500m"],
+            &["--cpu-request-milli", "-1"],
+            &["--cpu-request-milli", "1024001"],
             &["--io", "iocp"],
             &["--drain-time", "45"],
             &["--drain-time", "-1s"],

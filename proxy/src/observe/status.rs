@@ -17,6 +17,10 @@ pub struct IoView {
     pub kernel: String,
     /// What was looked at.
     pub checks: Vec<IoCheck>,
+    /// Worker threads.
+    pub worker_count: usize,
+    /// Why that many, in one line.
+    pub worker_reason: String,
 }
 
 /// One thing looked at to choose the driver.

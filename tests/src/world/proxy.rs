@@ -48,7 +48,7 @@ pub struct ProxySetup {
     pub bootstrap: Value,
     /// Its driver.
     pub io: Io,
-    /// Its workers.
+    /// Its workers; 0 leaves the number to it.
     pub workers: usize,
     /// Further arguments.
     pub args: Vec<String>,
@@ -120,9 +120,10 @@ impl Proxy {
         let bootstrap = scratch.write("bootstrap.json", &format!("{:#}", setup.bootstrap))?;
         let mut launch = Launch::built("outrigger-proxy")?;
         launch.denies_io_uring = setup.denies_io_uring;
+        let workers = if setup.workers == 0 { "auto".to_owned() } else { setup.workers.to_string() };
         let launch = launch
             .args(["-c".into(), bootstrap.into_os_string()])
-            .args(["--io", setup.io.as_str(), "--workers", &setup.workers.to_string()])
+            .args(["--io", setup.io.as_str(), "--workers", &workers])
             .args(&setup.args);
         Ok((Process::start(label, &launch)?, scratch))
     }

@@ -44,6 +44,14 @@ fn the_proxy_refuses_a_wrong_command_line() {
     {
         assert_refused("outrigger-proxy", &["-c", "b.yaml", flag, value], &[flag, value]);
     }
+    for workers in ["0", "x", "1025"] {
+        assert_refused("outrigger-proxy", &["-c", "b.yaml", "--workers", workers], &["--workers", workers, "1..=1024"]);
+    }
+    assert_refused(
+        "outrigger-proxy",
+        &["-c", "b.yaml", "--cpu-request-milli", "500m"],
+        &["--cpu-request-milli", "500m"],
+    );
 }
 
 #[test]

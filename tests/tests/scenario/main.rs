@@ -48,3 +48,4 @@ mod retry;
 mod routing;
 mod swaps;
 mod timeouts;
+mod workers;

@@ -160,6 +160,8 @@ fn io_view() -> IoView {
         reason: "io_uring_setup: EPERM (a seccomp profile forbids it)".into(),
         kernel: "6.18.0".into(),
         checks: vec![IoCheck { name: "setup".into(), passed: false, detail: "EPERM".into() }],
+        worker_count: 2,
+        worker_reason: "the 2 CPUs allowed; no quota, no request known".into(),
     }
 }
 
