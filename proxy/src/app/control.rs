@@ -18,7 +18,7 @@ use super::thread::{Command, Seed, WorkerThread};
 use crate::admin;
 use crate::bootstrap::{Bootstrap, Settings, WorkerCount};
 use crate::config::{Publisher, Snapshot};
-use crate::listener::{BindError, Change, Sockets};
+use crate::listener::{BindError, Change, Crew, Sockets};
 use crate::observe::EpochLog;
 use crate::stats::Registry;
 use crate::worker::Shared;
@@ -148,18 +148,20 @@ fn start_workers(
     publisher: &Publisher,
 ) -> Result<Vec<WorkerThread>, Failure> {
     let seed = glue::seed();
-    (0..count)
-        .map(|index| {
-            WorkerThread::spawn(Seed {
-                index,
-                driver: probe.driver,
-                shared: shared.clone(),
-                reader: publisher.reader(),
-                chance: seed.wrapping_add(index as u64),
-            })
-            .map_err(|error| Failure::Broke(format!("cannot start worker {index}: {error}")))
+    let crew = Crew::muster(count).into_iter().enumerate();
+    crew.map(|(index, (crew, inbox))| {
+        WorkerThread::spawn(Seed {
+            index,
+            driver: probe.driver,
+            shared: shared.clone(),
+            reader: publisher.reader(),
+            chance: seed.wrapping_add(index as u64),
+            crew,
+            inbox,
         })
-        .collect()
+        .map_err(|error| Failure::Broke(format!("cannot start worker {index}: {error}")))
+    })
+    .collect()
 }
 
 /// Ticks and signals until the process is to end.

@@ -110,6 +110,8 @@ fn worker_io(worker: usize, thread: &WorkerThread) -> WorkerIo {
     let counters = thread.counters();
     WorkerIo {
         worker,
+        connections: thread.connections(),
+        handed_over: thread.handed_over(),
         turns: counters.turns,
         syscalls: counters.syscalls,
         submissions: counters.submissions,

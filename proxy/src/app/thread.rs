@@ -15,8 +15,8 @@ use outrigger_reactor::{
 };
 
 use crate::config::{ListenerName, Reader};
-use crate::drain::Drain;
-use crate::listener;
+use crate::drain::{Drain, Watch};
+use crate::listener::{self, Crew, Handed};
 use crate::worker::{Shared, Worker};
 
 /// Time between two looks at idle connections and two reports of counters.
@@ -40,6 +40,7 @@ pub(super) enum Command {
 pub(super) struct WorkerThread {
     commands: Sender<Command>,
     counters: Arc<Mutex<Counters>>,
+    crew: Crew,
     thread: JoinHandle<()>,
 }
 
@@ -51,6 +52,8 @@ pub(super) struct Seed {
     pub(super) shared: Arc<Shared>,
     pub(super) reader: Reader,
     pub(super) chance: u64,
+    pub(super) crew: Crew,
+    pub(super) inbox: Mailbox<Handed>,
 }
 
 impl WorkerThread {
@@ -59,6 +62,7 @@ impl WorkerThread {
         let (started, starting) = mpsc::channel();
         let counters = Arc::<Mutex<Counters>>::default();
         let reported = counters.clone();
+        let crew = seed.crew.clone();
         let thread = std::thread::Builder::new().name(format!("worker-{}", seed.index)).spawn(move || {
             let mut runtime = match Runtime::new(seed.driver, &Options::default()) {
                 Ok(runtime) => runtime,
@@ -71,12 +75,14 @@ impl WorkerThread {
             runtime.block_on(async move {
                 let (sender, commands) = mailbox();
                 if started.send(Ok(sender)).is_ok() {
-                    obey(Worker::new(seed.shared, seed.reader, seed.chance), commands, reported).await;
+                    let worker = Worker::new(seed.shared, seed.reader, seed.chance, seed.crew.load().clone());
+                    let _ticking = spawn(tick(worker.clone(), reported));
+                    obey(worker, commands, seed.crew, seed.inbox).await;
                 }
             });
         })?;
         let commands = starting.recv().map_err(|_| std::io::Error::other("worker ended before it began"))??;
-        Ok(Self { commands, counters, thread })
+        Ok(Self { commands, counters, crew, thread })
     }
 
     /// Sends a command. False when the worker has ended.
@@ -89,20 +95,36 @@ impl WorkerThread {
         *self.counters.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Its downstream connections now, with those on their way to it.
+    pub(super) fn connections(&self) -> usize {
+        self.crew.load().value() as usize
+    }
+
+    /// Connections that it accepted and handed to others.
+    pub(super) fn handed_over(&self) -> u64 {
+        self.crew.handed_over()
+    }
+
     /// True once its last connection is gone or it was stopped.
     pub(super) fn is_finished(&self) -> bool {
         self.thread.is_finished()
     }
 }
 
-/// A running accept loop and the way to end it.
+/// A running accept loop, or the way in for what other workers accept, and the way to end it.
 struct Accepting {
     stop: Drain,
     task: Task<()>,
 }
 
 impl Accepting {
-    /// Ends the loop once it has taken over whoever stands in the kernel's queue.
+    fn begin<F: Future<Output = ()> + 'static>(accept: impl FnOnce(Watch) -> F) -> Self {
+        let stop = Drain::default();
+        let task = spawn(accept(stop.watch()));
+        Self { stop, task }
+    }
+
+    /// Ends it once it has taken over whoever stands in the kernel's queue, or in the inbox.
     async fn end(self) {
         self.stop.start();
         self.task.await;
@@ -110,16 +132,16 @@ impl Accepting {
 }
 
 /// A worker's root task.
-async fn obey(worker: Rc<Worker>, mut commands: Mailbox<Command>, reported: Arc<Mutex<Counters>>) {
-    let _ticking = spawn(tick(worker.clone(), reported));
+async fn obey(worker: Rc<Worker>, mut commands: Mailbox<Command>, crew: Crew, inbox: Mailbox<Handed>) {
+    let taking_in = Accepting::begin(|stop| listener::take_in(worker.clone(), inbox, stop));
     let mut accepting: HashMap<(ListenerName, SocketAddr), Accepting> = HashMap::new();
     while let Some(command) = commands.recv().await {
         match command {
             Command::Listen { listener, configured, socket } => match TcpListener::from_std(socket) {
                 Ok(socket) => {
-                    let stop = Drain::default();
-                    let task = spawn(listener::accept(worker.clone(), listener.clone(), socket, stop.watch()));
-                    accepting.insert((listener, configured), Accepting { stop, task });
+                    let (worker, crew) = (worker.clone(), crew.clone());
+                    let begun = Accepting::begin(|stop| listener::accept(worker, crew, listener.clone(), socket, stop));
+                    accepting.insert((listener, configured), begun);
                 }
                 Err(error) => tracing::error!(%listener, %configured, %error, "worker cannot use the socket"),
             },
@@ -129,6 +151,8 @@ async fn obey(worker: Rc<Worker>, mut commands: Mailbox<Command>, reported: Arc<
                 }
             }
             Command::Drain => {
+                // First: others that still accept keep what they would have handed over.
+                taking_in.end().await;
                 for (_, accepting) in accepting.drain() {
                     accepting.end().await;
                 }

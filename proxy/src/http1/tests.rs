@@ -125,7 +125,7 @@ fn with_proxy(driver: DriverKind, upstream: SocketAddr, client: impl FnOnce(Sock
     let mut runtime = Runtime::new(driver, &Options::default()).unwrap();
     runtime.block_on(async {
         let shared = Shared::new(Arc::<Registry>::default(), Instant::now());
-        let worker = Worker::new(shared, publisher.reader(), 7);
+        let worker = Worker::new(shared, publisher.reader(), 7, Arc::default());
         let listening = outrigger_reactor::TcpListener::from_std(socket).unwrap();
         let accepting = Rc::clone(&worker);
         let _accepting = spawn(async move {

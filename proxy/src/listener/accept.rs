@@ -1,13 +1,15 @@
 //! One worker's accept loop over one socket.
 
 use std::future::poll_fn;
+use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
 
-use outrigger_reactor::{TcpListener, TcpStream, sleep, spawn};
+use outrigger_reactor::{Accepted, TcpListener, TcpStream, now, sleep, spawn};
 
+use super::crew::{Crew, Passing};
 use crate::config::ListenerName;
 use crate::drain::Watch;
 use crate::http1;
@@ -16,33 +18,55 @@ use crate::worker::Worker;
 /// Pause after an accept that failed for want of descriptors or memory.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// Accepts and serves until `stop` is told; then whoever stands in the kernel's queue is served too, since a closed
-/// socket would reset them. Connections served go on after that, to the end of the worker's drain.
+/// Accepts until `stop` is told, and serves what the crew does not take; then whoever stands in the kernel's queue is
+/// served too, since a closed socket would reset them. Connections served go on after that, to the end of the worker's
+/// drain.
 /// Cancel: who stands in the kernel's queue is reset.
-pub async fn accept(worker: Rc<Worker>, listener: ListenerName, socket: TcpListener, stop: Watch) {
+pub async fn accept(worker: Rc<Worker>, crew: Crew, listener: ListenerName, socket: TcpListener, stop: Watch) {
     let cell = worker.listener_cell(&listener);
-    let serve = |stream: TcpStream, peer: SocketAddr| {
-        cell.accepted.add_one();
-        let connection = http1::Downstream::new(worker.clone(), listener.clone(), stream, peer);
-        // Owned by the worker's drain: its watch is in the connection, and the runtime ends it at the deadline.
-        spawn(connection.serve()).detach();
-    };
+    let mut passing = Passing::default();
     loop {
         let accepted = poll_fn(|cx| match stop.poll_started(cx) {
             Poll::Ready(()) => Poll::Ready(None),
-            Poll::Pending => socket.poll_accept(cx).map(Some),
+            Poll::Pending => socket.poll_accepted(cx).map(Some),
         });
         match accepted.await {
             None => break,
-            Some(Ok((stream, peer))) => serve(stream, peer),
+            Some(Ok(accepted)) => {
+                cell.accepted.add_one();
+                let slack = passing.slack(worker.drain.ended(), now());
+                if let Some(accepted) = crew.hand(&listener, accepted, slack) {
+                    serve(&worker, &listener, accepted);
+                }
+            }
             Some(Err(error)) => {
-                cell.accept_failures.add_one();
-                worker.log_accept_failure(&listener, &error);
+                note_failure(&worker, &listener, &error);
                 sleep(PAUSE).await;
             }
         }
     }
     for (stream, peer) in socket.close() {
-        serve(stream, peer);
+        cell.accepted.add_one();
+        serve_stream(&worker, &listener, stream, peer);
     }
+}
+
+/// Serves an accepted connection on this worker.
+pub(super) fn serve(worker: &Rc<Worker>, listener: &ListenerName, accepted: Accepted) {
+    let peer = accepted.peer_addr();
+    match accepted.open() {
+        Ok(stream) => serve_stream(worker, listener, stream, peer),
+        Err(error) => note_failure(worker, listener, &error),
+    }
+}
+
+fn serve_stream(worker: &Rc<Worker>, listener: &ListenerName, stream: TcpStream, peer: SocketAddr) {
+    let connection = http1::Downstream::new(worker.clone(), listener.clone(), stream, peer);
+    // Owned by the worker's drain: its watch is in the connection, and the runtime ends it at the deadline.
+    spawn(connection.serve()).detach();
+}
+
+fn note_failure(worker: &Worker, listener: &ListenerName, error: &io::Error) {
+    worker.listener_cell(listener).accept_failures.add_one();
+    worker.log_accept_failure(listener, error);
 }

@@ -318,6 +318,8 @@ fn collect_reactors(workers: &[WorkerIo], samples: &mut Samples) {
     for io in workers {
         let worker = io.worker.to_string();
         for (metric, value) in [
+            (Metric::WorkerConnections, io.connections as u64),
+            (Metric::WorkerHandedOver, io.handed_over),
             (Metric::ReactorTurns, io.turns),
             (Metric::ReactorSyscalls, io.syscalls),
             (Metric::ReactorSubmissions, io.submissions),

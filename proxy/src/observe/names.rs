@@ -163,6 +163,9 @@ metrics! {
     XdsAge             Gauge   Seconds "outrigger_xds_age_seconds" [] "Time since the control plane was last heard.";
     XdsIgnoredFields   Counter Count   "outrigger_xds_ignored_fields_total" [Path] "Configuration fields accepted but without effect here.";
 
+    WorkerConnections  Gauge   Count "outrigger_worker_connections" [Worker] "Downstream connections that the worker serves, with those on their way to it from other workers.";
+    WorkerHandedOver   Counter Count "outrigger_worker_handed_over_connections_total" [Worker] "Connections that the worker accepted and handed to one with fewer.";
+
     ReactorTurns       Counter Count   "outrigger_reactor_turns_total" [Worker] "Turns of the event loop.";
     ReactorSyscalls    Counter Count   "outrigger_reactor_syscalls_total" [Worker] "System calls made by the I/O driver.";
     ReactorSubmissions Counter Count   "outrigger_reactor_submissions_total" [Worker] "Operations handed to the kernel.";

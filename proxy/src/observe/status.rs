@@ -34,11 +34,15 @@ pub struct IoCheck {
     pub detail: String,
 }
 
-/// Counters of one worker's reactor.
+/// Counters of one worker and its reactor.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub struct WorkerIo {
     /// Number of the worker, from 0.
     pub worker: usize,
+    /// Downstream connections it serves now, with those on their way to it from other workers.
+    pub connections: usize,
+    /// Connections that it accepted and handed to a worker with fewer.
+    pub handed_over: u64,
     /// Turns of the event loop.
     pub turns: u64,
     /// System calls made.

@@ -33,7 +33,7 @@ use outrigger_reactor::now;
 
 use crate::chance::Chance;
 use crate::config::{ClusterName, ListenerName, LocalRateLimit, Reader};
-use crate::drain::Drain;
+use crate::drain::{Drain, Load};
 use crate::policy::{self, TokenBucket, Verdict};
 use crate::stats::{ClusterCell, ListenerCell, RouteCell, RouteKey};
 use crate::upstream::{Endpoint, Slots};
@@ -68,14 +68,14 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// A worker that has seen no snapshot.
-    pub fn new(shared: Arc<Shared>, mut reader: Reader, seed: u64) -> Rc<Self> {
+    /// A worker that has seen no snapshot. Its connections count in `load`.
+    pub fn new(shared: Arc<Shared>, mut reader: Reader, seed: u64, load: Arc<Load>) -> Rc<Self> {
         let snapshot = reader.current().clone();
         Rc::new(Self {
             view: RefCell::new(Rc::new(View::new(snapshot))),
             shared,
             chance: Chance::from_seed(seed),
-            drain: Drain::default(),
+            drain: Drain::showing(load),
             reader: RefCell::new(reader),
             endpoints: RefCell::default(),
             route_cells: RefCell::default(),
