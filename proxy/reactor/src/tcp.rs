@@ -328,6 +328,11 @@ impl TcpStream {
         self.socket.send.borrow().queued
     }
 
+    /// Slices that the kernel has not taken whole yet: a bound on the received blocks that the queue holds.
+    pub fn queued_slices(&self) -> usize {
+        self.socket.send.borrow().queue.len()
+    }
+
     /// Gathered sends until the queue is empty. Cancel: what is queued stays queued; bytes in flight finish.
     pub async fn flush(&self) -> io::Result<()> {
         poll_fn(|cx| self.poll_flush(cx)).await
