@@ -24,6 +24,9 @@ use crate::stats::Registry;
 use crate::worker::Shared;
 use crate::xds::{self, XdsStatus};
 
+/// How long workers may take to end, and the time between two looks at whether they have.
+const STOP_TIME: Duration = Duration::from_secs(2);
+const STOP_TICK: Duration = Duration::from_millis(1);
 /// Time between two looks at ejected endpoints and at a drain's progress.
 const TICK: Duration = Duration::from_millis(100);
 /// Ticks between two attempts to bind what could not be bound.
@@ -315,9 +318,22 @@ impl Control {
                 _ = interrupt.recv() => break,
             }
         }
+        self.stop().await;
+        self.phase.send_replace(Phase::Ended);
+    }
+
+    /// Ends the workers, and waits while they do: connections that the end of the process closes would not be reset.
+    async fn stop(&self) {
         for worker in self.workers.iter() {
             worker.send(Command::Stop);
         }
-        self.phase.send_replace(Phase::Ended);
+        let ended = async {
+            while !self.workers.iter().all(WorkerThread::is_finished) {
+                tokio::time::sleep(STOP_TICK).await;
+            }
+        };
+        if tokio::time::timeout(STOP_TIME, ended).await.is_err() {
+            tracing::warn!(stop_time = ?STOP_TIME, "a worker does not end: its connections end with the process");
+        }
     }
 }
