@@ -31,8 +31,8 @@ use crate::fault::{Fault, Kind, Retry, Side};
 use crate::policy::{self, Attempt, Decision, Sent, Slot, Verdict};
 use crate::route::{Chosen, choose_cluster};
 use crate::stats::SuppressReason;
-use crate::upstream::{ConnectFault, Connection};
-use crate::worker::{Cluster, InFlight, OpenFault};
+use crate::upstream::Connection;
+use crate::worker::{Cluster, InFlight};
 
 /// What is known of a forwarded request over all its tries.
 #[derive(Debug)]
@@ -281,14 +281,7 @@ impl Downstream {
         let deadlines = &mut self.deadlines;
         poll_fn(|cx| {
             if let Poll::Ready(opened) = opening.as_mut().poll(cx) {
-                return Poll::Ready(opened.map_err(|fault| {
-                    TryFault::unsent(match fault {
-                        OpenFault::Connect(ConnectFault::Refused) => Kind::ConnectRefused,
-                        OpenFault::Connect(ConnectFault::Timeout) => Kind::ConnectTimeout,
-                        OpenFault::Connect(ConnectFault::Unreachable) => Kind::ConnectUnreachable,
-                        OpenFault::TooManyPending => Kind::MaxPending,
-                    })
-                }));
+                return Poll::Ready(opened.map_err(|fault| TryFault::unsent(fault.kind())));
             }
             deadlines.poll_passed(cx).map(|kind| Err(TryFault::unsent(kind)))
         })

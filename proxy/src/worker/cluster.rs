@@ -41,8 +41,23 @@ pub struct Cluster {
 pub enum OpenFault {
     /// The connect failed.
     Connect(ConnectFault),
+    /// `max_connections` are open and none of them is idle.
+    TooManyConnections,
     /// `max_pending_requests` others wait already.
     TooManyPending,
+}
+
+impl OpenFault {
+    /// The kind of fault it is.
+    pub fn kind(self) -> Kind {
+        match self {
+            Self::Connect(ConnectFault::Refused) => Kind::ConnectRefused,
+            Self::Connect(ConnectFault::Timeout) => Kind::ConnectTimeout,
+            Self::Connect(ConnectFault::Unreachable) => Kind::ConnectUnreachable,
+            Self::TooManyConnections => Kind::MaxConnections,
+            Self::TooManyPending => Kind::MaxPending,
+        }
+    }
 }
 
 /// Counts a try against its endpoint while it lives.
@@ -135,6 +150,35 @@ impl Cluster {
                 return Ok(connection);
             }
         }
+    }
+
+    /// A new connection for an opaque stream: none that served before would do. It does not wait for a place, as in
+    /// Envoy: the client could not be told why it waits.
+    /// Cancel: as [`Cluster::open`].
+    pub async fn open_unpooled(&self, index: usize) -> Result<Connection, OpenFault> {
+        let limits = &self.config.limits;
+        let pending = self.state.circuit.try_pending(limits);
+        let _pending = pending.ok_or(OpenFault::TooManyPending)?;
+        let unreachable = OpenFault::Connect(ConnectFault::Unreachable);
+        let endpoint = self.endpoints.get(index).ok_or(unreachable)?;
+        let slot = loop {
+            if let Some(slot) = self.slots.try_take(limits.max_connections) {
+                break slot;
+            }
+            if !self.endpoints.iter().any(|other| other.close_one()) {
+                return Err(OpenFault::TooManyConnections);
+            }
+        };
+        let connected = connect(endpoint, slot, self.cell.clone(), self.config.connect_timeout).await;
+        connected.map_err(OpenFault::Connect)
+    }
+
+    /// An opaque stream got its connection, which is all that can be said of the endpoint (Envoy counts it as a 200).
+    pub fn connected(&self, endpoint: usize, worker: &Worker) {
+        if let Some(endpoint) = self.endpoints.get(endpoint) {
+            endpoint.cell.successes.fetch_add(1, Ordering::Relaxed);
+        }
+        self.judge(endpoint, Seen::Answered(200), worker);
     }
 
     /// Puts a connection back for the next request.
