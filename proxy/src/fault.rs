@@ -1,4 +1,5 @@
-//! **Purpose.** The one refusal contract: every answer that the proxy makes itself is a [`Fault`].
+//! **Purpose.** The one refusal contract: every answer that the proxy makes itself, and every opaque connection that it
+//! breaks off, is a [`Fault`].
 //!
 //! **Shape.** A [`Kind`] is a closed list; status code, side, stage, retry verdict, metric label and Envoy response flag
 //! are functions of it, in one table. The `outrigger-fault` header is written from the same value:
@@ -31,6 +32,8 @@ pub enum Stage {
     Parse,
     /// Rate limits and circuit limits.
     Policy,
+    /// Passing the bytes of an opaque connection on.
+    Relay,
     /// Waiting for or reading the upstream's answer.
     Response,
     /// Choosing a route.
@@ -158,6 +161,14 @@ kinds! {
     RouteTimeout:      Upstream   Response "timeout"            504 Unknown "UT";
     /// No byte moved for the stream idle timeout.
     StreamIdle:        Upstream   Response "stream-idle"        504 Unknown "SI";
+    /// The client reset its opaque connection: the endpoint's is reset too.
+    RelayGone:         Downstream Relay    "reset"              0   Unknown "DC";
+    /// No byte of an opaque connection moved either way for the idle timeout.
+    RelayIdle:         Local      Relay    "idle"               0   Unknown "";
+    /// An opaque connection lived as long as it may.
+    RelayOverAge:      Local      Relay    "over-age"           0   Unknown "DT";
+    /// The endpoint reset an opaque connection: the client's is reset too.
+    RelayReset:        Upstream   Relay    "reset"              0   Unknown "UC";
 }
 
 impl Side {
@@ -179,6 +190,7 @@ impl Stage {
             Self::Connect => "connect",
             Self::Parse => "parse",
             Self::Policy => "policy",
+            Self::Relay => "relay",
             Self::Response => "response",
             Self::Route => "route",
             Self::Send => "send",
@@ -294,7 +306,7 @@ mod tests {
             let status = kind.status();
             match kind.side() {
                 Side::Downstream => assert!(status == 0 || (400..=501).contains(&status), "{kind:?}"),
-                Side::Local => assert!((200..=599).contains(&status), "{kind:?}"),
+                Side::Local => assert!(status == 0 || (200..=599).contains(&status), "{kind:?}"),
                 Side::Upstream => assert!(status == 0 || (502..=504).contains(&status), "{kind:?}"),
             }
             assert!(

@@ -45,7 +45,8 @@ impl Seen {
             | Kind::ResponseClosed
             | Kind::ResponseMalformed
             | Kind::ResponseTooLarge
-            | Kind::ResponseTruncated => Some(Self::Failed),
+            | Kind::ResponseTruncated
+            | Kind::RelayReset => Some(Self::Failed),
             Kind::ConnectTimeout | Kind::PerTryTimeout | Kind::RouteTimeout | Kind::StreamIdle => Some(Self::TimedOut),
             _ => None,
         }
