@@ -212,6 +212,8 @@ fn collect_listeners(registry: &Registry, samples: &mut Samples, answered: &mut 
         samples.count(Metric::ListenerAccepted, &labels, sum(|cell| &cell.accepted));
         samples.count(Metric::ListenerRequests, &labels, sum(|cell| &cell.requests));
         samples.count(Metric::ListenerAcceptFailures, &labels, sum(|cell| &cell.accept_failures));
+        samples.count(Metric::ListenerReceived, &labels, sum(|cell| &cell.bytes_in));
+        samples.count(Metric::ListenerSent, &labels, sum(|cell| &cell.bytes_out));
         let open = cells.iter().map(|cell| cell.connections.value()).sum();
         samples.count(Metric::ListenerConnections, &labels, level(open));
         let mut faults = Faults::new();

@@ -115,6 +115,8 @@ metrics! {
     ListenerRequests       Counter Count "outrigger_listener_requests_total" [Listener] "Requests whose head was read.";
     ListenerAcceptFailures Counter Count "outrigger_listener_accept_failures_total" [Listener] "Accepts that failed, mostly for want of file descriptors.";
     ListenerFaults         Counter Count "outrigger_listener_faults_total" [Listener Side Stage Kind] "Faults answered before a route was known, and closes without an answer.";
+    ListenerReceived       Counter Bytes "outrigger_listener_received_bytes_total" [Listener] "Bytes received from downstream on opaque connections.";
+    ListenerSent           Counter Bytes "outrigger_listener_sent_bytes_total" [Listener] "Bytes sent downstream on opaque connections.";
 
     RouteRequests        Counter   Count   "outrigger_route_requests_total" [Listener VirtualHost Route] "Requests that matched.";
     RouteResponses       Counter   Count   "outrigger_route_responses_total" [Listener VirtualHost Route Class] "Answers by class of status code.";

@@ -128,6 +128,10 @@ pub struct ListenerCell {
     pub requests: Counter,
     /// Faults answered before a route was known, and closes without an answer.
     pub faults: FaultCounters,
+    /// Bytes of opaque connections, received and sent downstream.
+    pub bytes_in: Counter,
+    /// As above.
+    pub bytes_out: Counter,
     /// Accepts that failed (file descriptors ran out).
     pub accept_failures: Counter,
 }
