@@ -12,8 +12,8 @@ use outrigger_proxy::admin::{AdminControl, AdminSources, Readiness, serve};
 use outrigger_proxy::chance::Chance;
 use outrigger_proxy::config::{
     CircuitLimits, ClusterConfig, ClusterTarget, Direction, Discovery, EndpointConfig, EndpointHealth, EndpointSet,
-    ForwardAction, HeaderEdits, HttpConnectionConfig, ListenerConfig, LoadBalancing, PathMatch, Publisher, Resources,
-    Route, RouteAction, RouteMatch, RouteSource, RouteTable, Snapshot, VirtualHost,
+    ForwardAction, HeaderEdits, HttpConnectionConfig, ListenerConfig, LoadBalancing, PathMatch, Protocol, Publisher,
+    Resources, Route, RouteAction, RouteMatch, RouteSource, RouteTable, Snapshot, VirtualHost,
 };
 use outrigger_proxy::fault::Kind;
 use outrigger_proxy::observe::{EpochLog, IoCheck, IoView, WorkerIo, XdsStatus, XdsType};
@@ -231,7 +231,7 @@ fn resources() -> Resources {
         name: LISTENER.into(),
         addresses: vec![SocketAddr::from(([127, 0, 0, 1], 15001))],
         direction: Direction::Outbound,
-        http: Arc::new(HttpConnectionConfig::new("outbound", RouteSource::Inline(Arc::new(table)))),
+        protocol: Protocol::Http(Arc::new(HttpConnectionConfig::new("outbound", RouteSource::Inline(Arc::new(table))))),
     };
     resources.listeners.insert(listener.name.clone(), Arc::new(listener));
     resources

@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 
 use super::render::{Format, reply};
 use super::{Admin, AdminSources};
-use crate::config::{ListenerConfig, RouteSource, VirtualHost};
+use crate::config::{ListenerConfig, Protocol, RouteSource, VirtualHost};
 use crate::observe::describe;
 use crate::stats::{
     ClusterCell, Counter, EndpointCell, FaultCounters, Histogram, HistogramReport, ListenerCell, RouteCell, RouteKey,
@@ -29,6 +29,7 @@ pub(super) async fn routes(State(admin): State<Admin>, format: Format) -> Respon
     let listeners: Vec<Value> = snapshot
         .listeners()
         .iter()
+        .filter(|listener| listener.http().is_some())
         .map(|listener| {
             let table = snapshot.routes_of(listener);
             let hosts = table.map(|table| {
@@ -57,11 +58,11 @@ pub(super) async fn routes(State(admin): State<Admin>, format: Format) -> Respon
     reply(format, &json!({ "epoch": snapshot.epoch, "listeners": listeners, "not_in_configuration": others }))
 }
 
-fn route_table_name(listener: &ListenerConfig) -> &str {
-    match &listener.http.routes {
+fn route_table_name(listener: &ListenerConfig) -> Option<&str> {
+    Some(match &listener.http()?.routes {
         RouteSource::Inline(table) => table.name.as_str(),
         RouteSource::Named(name) => name.as_str(),
-    }
+    })
 }
 
 fn host_routes(
@@ -191,14 +192,24 @@ pub(super) async fn listeners(State(admin): State<Admin>, format: Format) -> Res
     });
     let listeners = snapshot.listeners().iter().map(|listener| {
         let name = listener.name.as_str();
-        json!({
+        let mut told = json!({
             "name": name,
             "addresses": listener.addresses.iter().map(ToString::to_string).collect::<Vec<_>>(),
             "direction": describe::direction(listener.direction),
-            "route_table": route_table_name(listener),
-            "has_routes": snapshot.routes_of(listener).is_some(),
             "numbers": numbers.remove(name).unwrap_or_else(|| listener_numbers(&[])),
-        })
+        });
+        match &listener.protocol {
+            Protocol::Http(_) => {
+                told["protocol"] = json!("http");
+                told["route_table"] = json!(route_table_name(listener));
+                told["has_routes"] = json!(snapshot.routes_of(listener).is_some());
+            }
+            Protocol::Tcp(tcp) => {
+                told["protocol"] = json!("tcp");
+                told["clusters"] = describe::shares(&tcp.clusters);
+            }
+        }
+        told
     });
     reply(format, &json!({ "epoch": snapshot.epoch, "listeners": listeners.collect::<Vec<_>>() }))
 }
@@ -210,6 +221,8 @@ fn listener_numbers(cells: &[Arc<ListenerCell>]) -> Value {
         "accept_failures": sum(|cell| &cell.accept_failures),
         "connections": cells.iter().map(|cell| cell.connections.value()).sum::<i64>().max(0),
         "requests": sum(|cell| &cell.requests),
+        "received_bytes": sum(|cell| &cell.bytes_in),
+        "sent_bytes": sum(|cell| &cell.bytes_out),
         "faults": faults(cells.iter().map(|cell| &cell.faults)),
     })
 }

@@ -39,7 +39,7 @@ use envoy_types::pb::envoy::config::core::v3 as core;
 use outrigger_xds_proto::json;
 use prost::Message as _;
 
-use crate::config::{Discovery, Resources, RouteSource};
+use crate::config::{Discovery, Resources};
 use crate::convert;
 
 const MAX_FILE_BYTES: u64 = 64 << 20;
@@ -182,7 +182,7 @@ impl Reader {
         for (at, listener) in given.listeners.iter().enumerate() {
             let path = format!("static_resources.listeners[{at}]");
             let Some(config) = self.take(&path, convert::listener(&listener.encode_to_vec())) else { continue };
-            if ads.is_none() && matches!(config.http.routes, RouteSource::Named(_)) {
+            if ads.is_none() && config.named_routes().is_some() {
                 self.refuse(path.as_str(), format!("its routes come by ads; {NO_ADS}"));
             }
             for address in config.addresses.iter().filter(|address| address.port() != 0) {

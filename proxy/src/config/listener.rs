@@ -1,10 +1,10 @@
-//! Listeners and their HTTP connection settings.
+//! Listeners, and what their connections are: HTTP, or bytes passed on unread.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{HeaderEdits, ListenerName, LocalRateLimit, RouteTable, RouteTableName};
+use super::{ClusterIndex, ClusterName, HeaderEdits, ListenerName, LocalRateLimit, RouteTable, RouteTableName};
 
 /// Which way traffic through a listener flows, seen from the workload.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -27,8 +27,61 @@ pub struct ListenerConfig {
     pub addresses: Vec<SocketAddr>,
     /// Inbound or outbound.
     pub direction: Direction,
-    /// How HTTP is served on it.
-    pub http: Arc<HttpConnectionConfig>,
+    /// What its connections are.
+    pub protocol: Protocol,
+}
+
+impl ListenerConfig {
+    /// Its HTTP settings; `None`: it does not serve HTTP.
+    pub fn http(&self) -> Option<&Arc<HttpConnectionConfig>> {
+        match &self.protocol {
+            Protocol::Http(http) => Some(http),
+            Protocol::Tcp(_) => None,
+        }
+    }
+
+    /// The route table that it takes from discovery.
+    pub fn named_routes(&self) -> Option<&RouteTableName> {
+        match &self.http()?.routes {
+            RouteSource::Named(name) => Some(name),
+            RouteSource::Inline(_) => None,
+        }
+    }
+}
+
+/// What the connections of a listener are.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Protocol {
+    /// Requests, routed one by one.
+    Http(Arc<HttpConnectionConfig>),
+    /// Opaque bytes: each connection is one to an endpoint of a cluster.
+    Tcp(Arc<TcpConnectionConfig>),
+}
+
+/// Settings of opaque connections. Defaults are Envoy's.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TcpConnectionConfig {
+    /// Label of this listener in the statistics.
+    pub stat_prefix: Arc<str>,
+    /// Where connections go, by weight: at least one.
+    pub clusters: Vec<ClusterShare>,
+    /// A connection on which no byte moves either way for this long is closed; `None` never. Default 1 h.
+    pub idle_timeout: Option<Duration>,
+    /// Longest life of a connection; it is then reset.
+    pub max_connection_duration: Option<Duration>,
+    /// Connects tried for one connection, each at another endpoint while there is one: 1 or more. Default 1.
+    pub max_connect_attempts: u32,
+}
+
+/// A cluster and its share of a listener's connections.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ClusterShare {
+    /// The cluster.
+    pub cluster: ClusterName,
+    /// Set when the snapshot is linked.
+    pub index: Option<ClusterIndex>,
+    /// Its share of the sum of all weights: 1 or more.
+    pub weight: u32,
 }
 
 /// Where the routes of a listener come from.

@@ -22,7 +22,8 @@ pub use cluster::{
     OutlierDetection, RetryBudget,
 };
 pub use listener::{
-    Direction, EscapedSlashes, HttpConnectionConfig, ListenerConfig, RouteSource, ServerHeader, UnderscoreHeaders,
+    ClusterShare, Direction, EscapedSlashes, HttpConnectionConfig, ListenerConfig, Protocol, RouteSource, ServerHeader,
+    TcpConnectionConfig, UnderscoreHeaders,
 };
 pub use name::{ClusterName, ListenerName, RouteTableName};
 pub use policy::{LocalRateLimit, RetryOn, RetryPolicy, TokenBucketConfig};

@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::{
-    ClusterConfig, ClusterName, ClusterTarget, EndpointSet, ListenerConfig, ListenerName, LocalRateLimit, RouteAction,
-    RouteSource, RouteTable, RouteTableName,
+    ClusterConfig, ClusterName, ClusterTarget, EndpointSet, HttpConnectionConfig, ListenerConfig, ListenerName,
+    LocalRateLimit, Protocol, RouteAction, RouteSource, RouteTable, RouteTableName,
 };
 
 /// Place of a cluster in its snapshot: valid in that snapshot alone.
@@ -38,6 +38,13 @@ pub enum Dangling {
     /// A cluster's endpoints have not been told.
     Endpoints {
         /** Who refers. */
+        cluster: ClusterName,
+    },
+    /// A listener of opaque connections names a cluster that is not there.
+    ListenerCluster {
+        /** Who refers. */
+        listener: ListenerName,
+        /** To what. */
         cluster: ClusterName,
     },
     /// A listener names a route table that is not there.
@@ -73,7 +80,8 @@ impl Snapshot {
     }
 
     /// Links `resources`: every cluster reference becomes an index. What dangles stays unlinked (the request gets the
-    /// route's cluster-not-found code) and is returned, sorted, for the caller to wait for or to report.
+    /// route's cluster-not-found code, the opaque connection is closed) and is returned, sorted, for the caller to wait
+    /// for or to report.
     pub fn link(epoch: u64, resources: &Resources) -> (Self, Vec<Dangling>) {
         let mut dangling = Vec::new();
         let mut names: Vec<&ClusterName> = resources.clusters.keys().collect();
@@ -127,9 +135,9 @@ impl Snapshot {
         self.route_tables.values()
     }
 
-    /// The routes of a listener; `None` when its named table is not there.
+    /// The routes of a listener; `None` when its named table is not there, or when it has none to have.
     pub fn routes_of<'a>(&'a self, listener: &'a ListenerConfig) -> Option<&'a Arc<RouteTable>> {
-        match &listener.http.routes {
+        match &listener.http()?.routes {
             RouteSource::Inline(table) => Some(table),
             RouteSource::Named(name) => self.route_tables.get(name),
         }
@@ -144,12 +152,13 @@ impl Snapshot {
             }
         };
         self.route_tables.values().for_each(|table| of_table(table));
-        for listener in &self.listeners {
-            if let RouteSource::Inline(table) = &listener.http.routes {
+        let http = || self.listeners.iter().filter_map(|listener| listener.http());
+        for http in http() {
+            if let RouteSource::Inline(table) = &http.routes {
                 of_table(table);
             }
         }
-        self.listeners.iter().filter_map(|listener| listener.http.rate_limit.as_ref()).for_each(&mut *visit);
+        http().filter_map(|http| http.rate_limit.as_ref()).for_each(&mut *visit);
         self.clusters.iter().filter_map(|(config, _)| config.rate_limit.as_ref()).for_each(&mut *visit);
     }
 
@@ -175,19 +184,32 @@ fn link_listener(
     clusters: &HashMap<ClusterName, ClusterIndex>,
     dangling: &mut Vec<Dangling>,
 ) -> Arc<ListenerConfig> {
-    match &listener.http.routes {
-        RouteSource::Named(name) => {
-            if !tables.contains_key(name) {
-                dangling.push(Dangling::RouteTable { listener: listener.name.clone(), route_table: name.clone() });
+    let protocol = match &listener.protocol {
+        Protocol::Http(http) => match &http.routes {
+            RouteSource::Named(name) => {
+                if !tables.contains_key(name) {
+                    dangling.push(Dangling::RouteTable { listener: listener.name.clone(), route_table: name.clone() });
+                }
+                return listener.clone();
             }
-            listener.clone()
+            RouteSource::Inline(table) => {
+                let routes = RouteSource::Inline(link_table(table, clusters, dangling));
+                Protocol::Http(Arc::new(HttpConnectionConfig { routes, ..(**http).clone() }))
+            }
+        },
+        Protocol::Tcp(tcp) => {
+            let mut linked = (**tcp).clone();
+            for share in &mut linked.clusters {
+                share.index = clusters.get(&share.cluster).copied();
+                if share.index.is_none() {
+                    let (listener, cluster) = (listener.name.clone(), share.cluster.clone());
+                    dangling.push(Dangling::ListenerCluster { listener, cluster });
+                }
+            }
+            Protocol::Tcp(Arc::new(linked))
         }
-        RouteSource::Inline(table) => {
-            let mut http = (*listener.http).clone();
-            http.routes = RouteSource::Inline(link_table(table, clusters, dangling));
-            Arc::new(ListenerConfig { http: Arc::new(http), ..(**listener).clone() })
-        }
-    }
+    };
+    Arc::new(ListenerConfig { protocol, ..(**listener).clone() })
 }
 
 fn link_table(

@@ -12,7 +12,7 @@ use proto::filter::ConfigType;
 use super::at::{At, at};
 use super::rejection::{Converted, ResourceKind};
 use super::{hcm, read};
-use crate::config::{Direction, HttpConnectionConfig, ListenerConfig};
+use crate::config::{Direction, HttpConnectionConfig, ListenerConfig, Protocol};
 
 /// Filters that do nothing here, yet come in every Istio listener.
 const IDLE_FILTERS: [&str; 2] =
@@ -50,7 +50,7 @@ fn read_listener(listener: At<'_, proto::Listener>) -> Option<ListenerConfig> {
             TrafficDirection::Outbound => Direction::Outbound,
             TrafficDirection::Unspecified => Direction::Unspecified,
         },
-        http: Arc::new(http?),
+        protocol: Protocol::Http(Arc::new(http?)),
     })
 }
 

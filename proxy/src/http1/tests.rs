@@ -10,7 +10,7 @@ use outrigger_reactor::{DriverKind, Options, Runtime, spawn};
 
 use crate::config::{
     CircuitLimits, ClusterConfig, ClusterTarget, Direction, Discovery, EndpointConfig, EndpointSet, ForwardAction,
-    HeaderEdits, HttpConnectionConfig, ListenerConfig, LoadBalancing, PathMatch, Publisher, Resources, Route,
+    HeaderEdits, HttpConnectionConfig, ListenerConfig, LoadBalancing, PathMatch, Protocol, Publisher, Resources, Route,
     RouteAction, RouteMatch, RouteSource, RouteTable, Snapshot, VirtualHost,
 };
 use crate::stats::Registry;
@@ -108,7 +108,7 @@ fn snapshot(upstream: SocketAddr) -> Snapshot {
         name: "in".into(),
         addresses: vec![SocketAddr::from(([127, 0, 0, 1], 0))],
         direction: Direction::Unspecified,
-        http: Arc::new(HttpConnectionConfig::new("in", RouteSource::Inline(Arc::new(table)))),
+        protocol: Protocol::Http(Arc::new(HttpConnectionConfig::new("in", RouteSource::Inline(Arc::new(table))))),
     };
     let mut resources = Resources::default();
     resources.clusters.insert("up".into(), Arc::new(cluster));

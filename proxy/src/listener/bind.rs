@@ -132,7 +132,7 @@ fn remedy(cause: &io::Error) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Direction, HttpConnectionConfig, ListenerConfig, Resources, RouteSource};
+    use crate::config::{Direction, HttpConnectionConfig, ListenerConfig, Protocol, Resources, RouteSource};
     use std::sync::Arc;
 
     fn snapshot(listeners: &[(&str, SocketAddr)]) -> Snapshot {
@@ -142,7 +142,7 @@ mod tests {
                 name: (*name).into(),
                 addresses: vec![*address],
                 direction: Direction::Unspecified,
-                http: Arc::new(HttpConnectionConfig::new("test", RouteSource::Named("r".into()))),
+                protocol: Protocol::Http(Arc::new(HttpConnectionConfig::new("test", RouteSource::Named("r".into())))),
             };
             resources.listeners.insert((*name).into(), Arc::new(config));
         }

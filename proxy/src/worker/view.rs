@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::{Cluster, Worker};
 use crate::config::{
-    ClusterIndex, ClusterName, HttpConnectionConfig, ListenerName, LocalRateLimit, RouteTable, Snapshot,
+    ClusterIndex, ClusterName, HttpConnectionConfig, ListenerName, LocalRateLimit, Protocol, RouteTable, Snapshot,
 };
 use crate::policy::TokenBucket;
 use crate::route;
@@ -63,9 +63,14 @@ impl View {
         self.snapshot.epoch
     }
 
-    /// HTTP settings of a listener; `None` once the listener is gone.
+    /// What the connections of a listener are; `None` once the listener is gone.
+    pub fn protocol(&self, listener: &ListenerName) -> Option<&Protocol> {
+        Some(&self.snapshot.listener(listener.as_str())?.protocol)
+    }
+
+    /// HTTP settings of a listener; `None` once the listener is gone or serves HTTP no more.
     pub fn http(&self, listener: &ListenerName) -> Option<Arc<HttpConnectionConfig>> {
-        Some(self.snapshot.listener(listener.as_str())?.http.clone())
+        self.snapshot.listener(listener.as_str())?.http().cloned()
     }
 
     /// Routes of a listener; `None` when its table has not arrived.
@@ -93,7 +98,8 @@ impl View {
         self.cluster_at(index, worker)
     }
 
-    fn cluster_at(&self, index: ClusterIndex, worker: &Worker) -> Option<Rc<Cluster>> {
+    /// The cluster at a place of this view's snapshot.
+    pub fn cluster_at(&self, index: ClusterIndex, worker: &Worker) -> Option<Rc<Cluster>> {
         let mut clusters = self.clusters.borrow_mut();
         let place = clusters.get_mut(usize::try_from(index.0).ok()?)?;
         if let Some(cluster) = place {

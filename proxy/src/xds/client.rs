@@ -16,9 +16,7 @@ use super::stream::Event;
 use super::warm::{Answered, Step, Warm};
 use super::{Type, XdsStatus};
 use crate::bootstrap::Bootstrap;
-use crate::config::{
-    ClusterConfig, Discovery, EndpointSet, ListenerConfig, Resources, RouteSource, RouteTable, Snapshot,
-};
+use crate::config::{ClusterConfig, Discovery, EndpointSet, ListenerConfig, Resources, RouteTable, Snapshot};
 use crate::convert::{self, Rejection, ResourceKind};
 
 /// A response is published when none has followed for this long…
@@ -314,10 +312,7 @@ impl<P: FnMut(Arc<Snapshot>)> Client<P> {
     fn route_table_names(&self) -> BTreeSet<String> {
         let own = self.bootstrap.resources.listeners.values();
         own.chain(self.listeners.iter().map(|(_, listener)| listener))
-            .filter_map(|listener| match &listener.http.routes {
-                RouteSource::Named(name) => Some(name.to_string()),
-                RouteSource::Inline(_) => None,
-            })
+            .filter_map(|listener| listener.named_routes().map(ToString::to_string))
             .collect()
     }
 

@@ -4,15 +4,15 @@
 //! ```text
 //!   accepted ──► closed? ──yes──► differs from what runs? ──yes──► publish, epoch + 1
 //!                  │ no
-//!                  ├─ a cluster went that routes still name ──► it lingers for a while
+//!                  ├─ a cluster went that routes or listeners still name ──► it lingers for a while
 //!                  ├─ names something not there yet ──► wait for it, up to a deadline; meanwhile new endpoints of
 //!                  │                                     what runs are published
 //!                  └─ deadline passed ──► publish without it, remember that it is missing
 //! ```
 //! What is known to be missing holds nothing up until it has been there again.
 //!
-//! **Limits.** Waits end after `initial_fetch_timeout` (0: never); for a cluster that routes name and that the server's
-//! last word on clusters does not list, after 250 ms; one that went lingers for 2 s.
+//! **Limits.** Waits end after `initial_fetch_timeout` (0: never); for a cluster that is named and that the server's last
+//! word on clusters does not list, after 250 ms; one that went lingers for 2 s.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
@@ -116,7 +116,7 @@ impl Warm {
         let mut lingering = HashMap::new();
         let mut left = Vec::with_capacity(dangling.len());
         for one in dangling {
-            let Dangling::Cluster { cluster, .. } = &one else {
+            let (Dangling::Cluster { cluster, .. } | Dangling::ListenerCluster { cluster, .. }) = &one else {
                 left.push(one);
                 continue;
             };
@@ -170,10 +170,13 @@ impl Warm {
             }
             let since = *self.missing_since.entry(one.clone()).or_insert(now);
             let deadline = match one {
-                Dangling::Cluster { .. } if answered.clusters => Some(since + UNLISTED_CLUSTER_WAIT),
-                Dangling::Cluster { .. } | Dangling::Endpoints { .. } | Dangling::RouteTable { .. } => {
-                    self.deadline(since)
+                Dangling::Cluster { .. } | Dangling::ListenerCluster { .. } if answered.clusters => {
+                    Some(since + UNLISTED_CLUSTER_WAIT)
                 }
+                Dangling::Cluster { .. }
+                | Dangling::Endpoints { .. }
+                | Dangling::ListenerCluster { .. }
+                | Dangling::RouteTable { .. } => self.deadline(since),
             };
             if overdue || deadline.is_some_and(|at| now >= at) {
                 self.known_missing.insert(one.clone());
@@ -227,6 +230,7 @@ fn described(dangling: &Dangling) -> String {
     match dangling {
         Dangling::Cluster { route_table, cluster } => format!("cluster {cluster:?} of route table {route_table:?}"),
         Dangling::Endpoints { cluster } => format!("endpoints of cluster {cluster:?}"),
+        Dangling::ListenerCluster { listener, cluster } => format!("cluster {cluster:?} of listener {listener:?}"),
         Dangling::RouteTable { listener, route_table } => {
             format!("route table {route_table:?} of listener {listener:?}")
         }

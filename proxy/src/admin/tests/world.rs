@@ -229,7 +229,7 @@ pub(super) fn resources() -> Resources {
         name: name.into(),
         addresses: vec!["127.0.0.1:15001".parse().unwrap()],
         direction: Direction::Outbound,
-        http: Arc::new(http(routes)),
+        protocol: Protocol::Http(Arc::new(http(routes))),
     };
     for one in [listener("in", RouteSource::Inline(table.clone())), listener("out", RouteSource::Named("shop".into()))]
     {

@@ -14,9 +14,9 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::config::{
-    CircuitLimits, ClusterConfig, Direction, Discovery, EndpointConfig, EndpointHealth, EndpointSet, HeaderEdit,
-    HeaderEdits, HttpConnectionConfig, ListenerConfig, LoadBalancing, LocalRateLimit, OutlierDetection, RetryOn,
-    RetryPolicy, RouteSource, Snapshot,
+    CircuitLimits, ClusterConfig, ClusterShare, Direction, Discovery, EndpointConfig, EndpointHealth, EndpointSet,
+    HeaderEdit, HeaderEdits, HttpConnectionConfig, ListenerConfig, LoadBalancing, LocalRateLimit, OutlierDetection,
+    Protocol, RetryOn, RetryPolicy, RouteSource, Snapshot, TcpConnectionConfig,
 };
 
 /// The whole snapshot.
@@ -35,14 +35,33 @@ pub fn snapshot(snapshot: &Snapshot) -> Value {
     })
 }
 
-/// A listener with its HTTP settings; inline routes included.
+/// A listener with its HTTP settings, inline routes included, or its settings of opaque connections.
 pub fn listener(listener: &ListenerConfig) -> Value {
-    json!({
+    let mut told = json!({
         "name": listener.name.as_str(),
         "addresses": listener.addresses.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "direction": direction(listener.direction),
-        "http": http(&listener.http),
+    });
+    match &listener.protocol {
+        Protocol::Http(settings) => told["http"] = http(settings),
+        Protocol::Tcp(settings) => told["tcp"] = tcp(settings),
+    }
+    told
+}
+
+fn tcp(tcp: &TcpConnectionConfig) -> Value {
+    json!({
+        "stat_prefix": &*tcp.stat_prefix,
+        "clusters": shares(&tcp.clusters),
+        "idle_timeout": span(tcp.idle_timeout),
+        "max_connection_duration": span(tcp.max_connection_duration),
+        "max_connect_attempts": tcp.max_connect_attempts,
     })
+}
+
+/// Where opaque connections go, by weight.
+pub fn shares(shares: &[ClusterShare]) -> Value {
+    shares.iter().map(|share| json!({ "cluster": share.cluster.as_str(), "weight": share.weight })).collect()
 }
 
 /// Which way traffic flows, in lower case.
