@@ -17,6 +17,7 @@ pub mod observe;
 pub mod policy;
 pub mod route;
 pub mod stats;
+pub mod tcp;
 pub mod upstream;
 pub mod worker;
 pub mod xds;

@@ -1,4 +1,4 @@
-//! Listeners and their filter chain.
+//! Listeners and their filter chain, which ends in what their connections are.
 
 use std::sync::Arc;
 
@@ -7,16 +7,20 @@ use envoy_types::pb::envoy::config::listener::v3 as proto;
 use envoy_types::pb::envoy::extensions::filters::listener::http_inspector::v3::HttpInspector;
 use envoy_types::pb::envoy::extensions::filters::listener::tls_inspector::v3::TlsInspector;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager;
+use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::TcpProxy;
 use proto::filter::ConfigType;
 
 use super::at::{At, at};
 use super::rejection::{Converted, ResourceKind};
-use super::{hcm, read};
-use crate::config::{Direction, HttpConnectionConfig, ListenerConfig, Protocol};
+use super::{hcm, read, tcp_proxy};
+use crate::config::{Direction, ListenerConfig, Protocol};
 
 /// Filters that do nothing here, yet come in every Istio listener.
 const IDLE_FILTERS: [&str; 2] =
     ["envoy.tcp.metadataexchange.config.MetadataExchange", "istio.envoy.config.filter.network.stats.PluginConfig"];
+
+/// What a filter chain ends in.
+const TERMINAL: &str = "the HTTP connection manager or the TCP proxy";
 
 /// Converts an encoded Listener.
 pub fn listener(encoded: &[u8]) -> Converted<ListenerConfig> {
@@ -38,7 +42,7 @@ fn read_listener(listener: At<'_, proto::Listener>) -> Option<ListenerConfig> {
     for filter in listener_filters.each() {
         listener_filter(&filter);
     }
-    let http = filter_chain(listener, &shown);
+    let protocol = filter_chain(listener, &shown);
     if addresses.len() != more.value.len() + 1 {
         return None;
     }
@@ -50,7 +54,7 @@ fn read_listener(listener: At<'_, proto::Listener>) -> Option<ListenerConfig> {
             TrafficDirection::Outbound => Direction::Outbound,
             TrafficDirection::Unspecified => Direction::Unspecified,
         },
-        protocol: Protocol::Http(Arc::new(http?)),
+        protocol: protocol?,
     })
 }
 
@@ -101,7 +105,7 @@ fn listener_filter(filter: &At<'_, proto::ListenerFilter>) {
 }
 
 /// The one filter chain: an only entry without a match, or the default one.
-fn filter_chain(listener: At<'_, proto::Listener>, name: &str) -> Option<HttpConnectionConfig> {
+fn filter_chain(listener: At<'_, proto::Listener>, name: &str) -> Option<Protocol> {
     let chains = at!(listener.filter_chains);
     let default = at!(listener.default_filter_chain).set();
     let mut all: Vec<At<'_, proto::FilterChain>> = chains.each().collect();
@@ -116,7 +120,7 @@ fn filter_chain(listener: At<'_, proto::Listener>, name: &str) -> Option<HttpCon
     read
 }
 
-fn network_filters(chain: &At<'_, proto::FilterChain>, name: &str) -> Option<HttpConnectionConfig> {
+fn network_filters(chain: &At<'_, proto::FilterChain>, name: &str) -> Option<Protocol> {
     let chain = *chain;
     let matched = at!(chain.filter_chain_match).set();
     if let Some(matched) = matched.filter(|matched| *matched.value != proto::FilterChainMatch::default()) {
@@ -140,22 +144,27 @@ fn network_filters(chain: &At<'_, proto::FilterChain>, name: &str) -> Option<Htt
             }
         };
         if read.is_some() {
-            filter.refuse("comes after the HTTP connection manager, which must be last");
+            filter.refuse(format_args!("comes after {TERMINAL}, which must be last"));
         } else if any.is::<HttpConnectionManager>() {
             let Some(hcm) = any.unpack::<HttpConnectionManager>() else { continue };
-            read = Some(hcm::connection_manager(any.with(&hcm), name));
+            let http = hcm::connection_manager(any.with(&hcm), name);
+            read = Some(http.map(|http| Protocol::Http(Arc::new(http))));
+        } else if any.is::<TcpProxy>() {
+            let Some(tcp) = any.unpack::<TcpProxy>() else { continue };
+            let tcp = tcp_proxy::tcp_proxy(any.with(&tcp));
+            read = Some(tcp.map(|tcp| Protocol::Tcp(Arc::new(tcp))));
         } else if IDLE_FILTERS.contains(&any.type_name().as_str()) {
             any.ignore();
         } else {
             any.refuse(format_args!(
-                "network filter {:?} with {} is not served; only the HTTP connection manager is",
+                "network filter {:?} with {} is not served; only {TERMINAL} is",
                 filter.value.name,
                 any.type_name()
             ));
         }
     }
     if read.is_none() {
-        filters.refuse("does not end in the HTTP connection manager");
+        filters.refuse(format_args!("does not end in {TERMINAL}"));
     }
     read.flatten()
 }

@@ -28,6 +28,7 @@ mod rejection;
 mod route;
 mod route_action;
 mod route_match;
+mod tcp_proxy;
 #[cfg(test)]
 mod tests;
 mod unsupported;

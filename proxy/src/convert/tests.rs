@@ -9,7 +9,7 @@ use prost::Message as _;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::config::{Discovery, LoadBalancing, RouteAction};
+use crate::config::{Discovery, LoadBalancing, Protocol, RouteAction};
 
 /// Lays `over` over `base`: objects merge, the rest replaces.
 fn merge(base: &mut Value, over: &Value) {
@@ -68,6 +68,17 @@ fn hcm(over: &Value) -> Value {
 fn router() -> Value {
     json!({ "name": "router", "typed_config": {
         "@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router" } })
+}
+
+fn tcp_proxy(over: &Value) -> Value {
+    with(
+        json!({
+            "@type": "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
+            "stat_prefix": "s",
+            "cluster": "pay",
+        }),
+        over,
+    )
 }
 
 fn base_listener(hcm: &Value) -> Value {
@@ -366,10 +377,79 @@ fn listeners_keep_their_constraints() {
             (json!({ "address": null }), "address: is not set"),
             (json!({ "address": { "socket_address": { "protocol": "UDP" } } }), "protocol: UDP is not served"),
             (json!({ "filter_chains": [] }), "filter_chains: 0 filter chains"),
-            (json!({ "filter_chains": [{}] }), "filter_chains[0].filters: does not end in the HTTP connection manager"),
+            (
+                json!({ "filter_chains": [{}] }),
+                "filter_chains[0].filters: does not end in the HTTP connection manager or the TCP proxy",
+            ),
             (json!({ "bind_to_port": false }), "bind_to_port: "),
         ],
     );
+}
+
+#[test]
+fn opaque_listeners_keep_their_constraints() {
+    const AT: &str = "filter_chains[0].filters[0].typed_config";
+    let read = |over: &Value| read_listener(&base_listener(&tcp_proxy(over)));
+    let weighted = |clusters: Value| json!({ "cluster": null, "weighted_clusters": { "clusters": clusters } });
+    let metadata = json!({ "filter_metadata": { "envoy.lb": { "a": "b" } } });
+    let cases = [
+        (json!({ "stat_prefix": "" }), "stat_prefix: is empty; a name is required"),
+        (json!({ "cluster": null }), ": names no cluster; one of cluster, weighted_clusters is required"),
+        (json!({ "cluster": "" }), "cluster: is empty; a name is required"),
+        (weighted(json!([])), "weighted_clusters.clusters: is empty; at least one cluster is required"),
+        (weighted(json!([{ "name": "a" }])), "weighted_clusters.clusters[0].weight: 0 is not in 1..=4294967295"),
+        (weighted(json!([{ "weight": 1 }])), "weighted_clusters.clusters[0].name: is empty; a name is required"),
+        (
+            weighted(json!([{ "name": "a", "weight": 1, "metadata_match": metadata }])),
+            "weighted_clusters.clusters[0].metadata_match: is not served",
+        ),
+        (json!({ "metadata_match": metadata }), "metadata_match: is not served"),
+        (json!({ "idle_timeout": "-1s" }), "idle_timeout: -1s is not in 0s..="),
+        (json!({ "max_connect_attempts": 0 }), "max_connect_attempts: 0 is not in 1..=4294967295"),
+        (
+            json!({ "max_downstream_connection_duration": "0.000999s" }),
+            "max_downstream_connection_duration: 999µs is below 1ms",
+        ),
+        (json!({ "on_demand": {} }), "on_demand: clusters on demand are not served"),
+        (json!({ "tunneling_config": { "hostname": "a" } }), "tunneling_config: is not served"),
+        (json!({ "upstream_connect_mode": "ON_DOWNSTREAM_DATA" }), "upstream_connect_mode: "),
+    ];
+    for (over, text) in cases {
+        let told = read(&over).result.expect_err(&format!("{over} was taken")).to_string();
+        let joint = if text.starts_with(':') { "" } else { "." };
+        assert!(told.contains(&format!("{AT}{joint}{text}")), "{over}\n told: {told}\nexpected: {AT}{joint}{text}");
+    }
+    let twice = json!({ "filter_chains": [{ "filters": [
+        { "name": "a", "typed_config": tcp_proxy(&json!({})) }, { "name": "b", "typed_config": hcm(&json!({})) }] }] });
+    all_refused(read_listener, &base_listener(&json!(null)), &[(twice, "filters[1]: comes after the HTTP connection")]);
+}
+
+#[test]
+fn opaque_listeners_have_envoys_defaults() {
+    let read = |over: &Value| {
+        let converted = read_listener(&base_listener(&tcp_proxy(over)));
+        let Protocol::Tcp(tcp) = converted.result.unwrap().protocol else { panic!("{over} is not opaque") };
+        (tcp, converted.ignored)
+    };
+    let (tcp, ignored) = read(&json!({}));
+    assert_eq!(ignored, Vec::<String>::new());
+    assert_eq!((tcp.clusters[0].cluster.as_str(), tcp.clusters[0].weight, tcp.clusters.len()), ("pay", 1, 1));
+    assert_eq!((tcp.idle_timeout, tcp.max_connect_attempts), (Some(Duration::from_secs(3600)), 1));
+    assert_eq!(tcp.max_connection_duration, None);
+    let (tcp, ignored) = read(&json!({
+        "cluster": null, "idle_timeout": "0s", "max_connect_attempts": 3, "max_downstream_connection_duration": "0.001s",
+        "weighted_clusters": { "clusters": [{ "name": "a", "weight": 4294967295_u32 }, { "name": "b", "weight": 4294967295_u32 }] },
+        "access_log": [{ "name": "a" }], "hash_policy": [{ "source_ip": {} }], "downstream_idle_timeout": "1s",
+    }));
+    assert_eq!((tcp.idle_timeout, tcp.max_connect_attempts), (None, 3));
+    assert_eq!(tcp.max_connection_duration, Some(Duration::from_millis(1)));
+    let shares: Vec<_> = tcp.clusters.iter().map(|share| (share.cluster.as_str(), share.weight)).collect();
+    assert_eq!(shares, [("a", u32::MAX), ("b", u32::MAX)]);
+    let at = |field: &str| format!("listener.filter_chains.filters.typed_config.{field}");
+    assert_eq!(ignored.len(), 3, "{ignored:?}");
+    for field in ["access_log", "hash_policy", "downstream_idle_timeout"] {
+        assert!(ignored.contains(&at(field)), "{field} in {ignored:?}");
+    }
 }
 
 #[test]
@@ -417,6 +497,9 @@ fn seeds() -> Vec<Vec<u8>> {
             .unwrap()
             .encode_to_vec(),
         json::from_value::<Listener>(&base_listener(&hcm(&json!({})))).unwrap().encode_to_vec(),
+        json::from_value::<Listener>(&base_listener(&tcp_proxy(&json!({ "idle_timeout": "1s" }))))
+            .unwrap()
+            .encode_to_vec(),
     ]
 }
 
@@ -447,7 +530,7 @@ proptest! {
 
     #[test]
     fn fuzz_mutated_messages_are_converted_or_refused(
-        seed in 0_usize..4,
+        seed in 0_usize..5,
         edits in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>(), 0_u8..4), 1..8),
     ) {
         let mut bytes = seeds().swap_remove(seed);

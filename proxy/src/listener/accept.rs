@@ -10,10 +10,10 @@ use std::time::Duration;
 use outrigger_reactor::{Accepted, TcpListener, TcpStream, now, sleep, spawn};
 
 use super::crew::{Crew, Passing};
-use crate::config::ListenerName;
+use crate::config::{ListenerName, Protocol};
 use crate::drain::Watch;
-use crate::http1;
 use crate::worker::Worker;
+use crate::{http1, tcp};
 
 /// Pause after an accept that failed for want of descriptors or memory.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -61,9 +61,14 @@ pub(super) fn serve(worker: &Rc<Worker>, listener: &ListenerName, accepted: Acce
 }
 
 fn serve_stream(worker: &Rc<Worker>, listener: &ListenerName, stream: TcpStream, peer: SocketAddr) {
-    let connection = http1::Downstream::new(worker.clone(), listener.clone(), stream, peer);
+    let (worker, view, listener) = (worker.clone(), worker.view(), listener.clone());
     // Owned by the worker's drain: its watch is in the connection, and the runtime ends it at the deadline.
-    spawn(connection.serve()).detach();
+    if let Some(Protocol::Tcp(settings)) = view.protocol(&listener) {
+        let settings = settings.clone();
+        spawn(tcp::Downstream::new(worker, listener, stream).serve(view, settings)).detach();
+    } else {
+        spawn(http1::Downstream::new(worker, listener, stream, peer).serve()).detach();
+    }
 }
 
 fn note_failure(worker: &Worker, listener: &ListenerName, error: &io::Error) {

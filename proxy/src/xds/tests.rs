@@ -23,7 +23,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::*;
 use crate::bootstrap;
-use crate::config::{ClusterTarget, RouteAction};
+use crate::config::{ClusterTarget, Protocol, RouteAction};
 
 /// A server that the test plays by hand.
 struct Puppet(mpsc::Sender<Talk>);
@@ -200,6 +200,22 @@ fn listener(name: &str, table: &str) -> Any {
     any::pack(&json::from_value::<Listener>(&value).unwrap())
 }
 
+fn opaque_listener(name: &str, cluster: &str) -> Any {
+    let value = json!({ "name": name,
+        "address": { "socket_address": { "address": "127.0.0.1", "port_value": 0 } },
+        "filter_chains": [{ "filters": [{ "name": "tcp", "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
+            "stat_prefix": "s", "cluster": cluster,
+        } }] }] });
+    any::pack(&json::from_value::<Listener>(&value).unwrap())
+}
+
+/// The one cluster that an opaque listener names.
+fn opaque_cluster(snapshot: &Snapshot, listener: &str) -> (String, bool) {
+    let Protocol::Tcp(tcp) = &snapshot.listener(listener).unwrap().protocol else { panic!("not opaque") };
+    (tcp.clusters[0].cluster.to_string(), tcp.clusters[0].index.is_some())
+}
+
 fn table(name: &str, cluster: &str) -> Any {
     let value = json!({ "name": name, "virtual_hosts": [{ "name": "v", "domains": ["*"], "routes": [
         { "match": { "prefix": "/" }, "route": { "cluster": cluster } } ] }] });
@@ -349,6 +365,32 @@ async fn removal_ends_a_listener_and_a_cluster_that_nobody_names() {
         let snapshot = world.snapshot().await;
         assert_eq!(routed_cluster(&snapshot, "other"), ("b".to_owned(), true));
         assert!(snapshot.cluster_index("a").is_none());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_opaque_listener_comes_with_its_clusters_and_keeps_them() {
+    with_client("0.3s", "", |mut world| async move {
+        let mut talk = world.talk().await;
+        talk.acked("1", vec![cluster("a", 1001)]).await;
+        talk.acked("1", vec![opaque_listener("in", "a")]).await;
+        let snapshot = world.snapshot().await;
+        assert_eq!(opaque_cluster(&snapshot, "in"), ("a".to_owned(), true));
+        // Named before it is there: the old listener serves until it is.
+        talk.acked("2", vec![opaque_listener("in", "b")]).await;
+        talk.acked("2", vec![cluster("b", 1002)]).await;
+        let snapshot = world.snapshot().await;
+        assert_eq!(opaque_cluster(&snapshot, "in"), ("b".to_owned(), true));
+        // Gone while it is named: it lingers.
+        talk.acked("3", vec![cluster("c", 1003)]).await;
+        let snapshot = world.snapshot().await;
+        assert!(snapshot.cluster_index("b").is_some() && snapshot.cluster_index("c").is_some());
+        talk.acked("3", vec![opaque_listener("in", "nowhere")]).await;
+        let snapshot = world.snapshot().await;
+        assert_eq!(opaque_cluster(&snapshot, "in"), ("nowhere".to_owned(), false));
+        let view = world.status.view();
+        assert!(view.warming.iter().any(|text| text.contains("cluster \"nowhere\" of listener \"in\"")), "{view:?}");
     })
     .await;
 }

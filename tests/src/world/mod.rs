@@ -1,6 +1,6 @@
 //! Purpose: the world around a proxy, for tests and for the shop: [`Proxy`] and [`Control`] are built binaries run as
-//! processes; [`Upstream`] is a scripted server behind them; [`Downstream`] is a client that speaks bytes; [`Load`] is
-//! many of those at a rate; [`AdsServer`] pushes whatever a test wants pushed.
+//! processes; [`Upstream`] is a scripted server behind them, [`OpaqueUpstream`] one of raw bytes; [`Downstream`] is a
+//! client that speaks bytes; [`Load`] is many of those at a rate; [`AdsServer`] pushes whatever a test wants pushed.
 //!
 //! Shape: everything binds port 0 and tells its address; everything stops when its value is dropped, and a process
 //! also when the thread that started it ends. [`resource`] writes bootstraps and xDS resources as JSON.
@@ -15,6 +15,7 @@ pub mod control;
 pub mod downstream;
 pub mod load;
 pub mod message;
+pub mod opaque;
 pub mod process;
 pub mod proxy;
 pub mod resource;
@@ -26,6 +27,7 @@ pub use ads::AdsServer;
 pub use control::Control;
 pub use downstream::{Downstream, Response};
 pub use load::{Load, Tally};
+pub use opaque::OpaqueUpstream;
 pub use proxy::{Io, Proxy, ProxySetup};
 pub use upstream::{Answer, Gate, Recorded, Upstream};
 pub use wait::wait_for;

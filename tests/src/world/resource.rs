@@ -131,6 +131,17 @@ pub fn listener(name: &str, http: Value) -> Value {
     })
 }
 
+/// A listener of opaque connections; `over` says at least where they go.
+pub fn opaque_listener(name: &str, over: Value) -> Value {
+    let tcp = json!({
+        "@type": "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy", "stat_prefix": name,
+    });
+    json!({
+        "name": name, "address": any_port(),
+        "filter_chains": [{ "filters": [{ "name": "envoy.filters.network.tcp_proxy", "typed_config": merge(tcp, over) }]}],
+    })
+}
+
 /// A bootstrap of static resources.
 pub fn bootstrap(listeners: Vec<Value>, clusters: Vec<Value>) -> Value {
     json!({

@@ -47,5 +47,6 @@ mod memory;
 mod retry;
 mod routing;
 mod swaps;
+mod tcp;
 mod timeouts;
 mod workers;

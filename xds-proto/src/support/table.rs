@@ -19,6 +19,7 @@ pub const IDLE_TYPES: &[&str] = &[
 const HCM: &str = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
 const LOCAL_RATE_LIMIT: &str = "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit";
 const ROUTE_POLICY: &str = "outrigger.policy.v1.RoutePolicy";
+const TCP_PROXY: &str = "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy";
 
 /// What a virtual host, route or weighted cluster may set for a filter.
 const PER_FILTER: Rule = CarryOrIgnore(&["envoy.config.route.v3.FilterConfig", LOCAL_RATE_LIMIT, ROUTE_POLICY]);
@@ -275,7 +276,7 @@ pub static TABLE: &[Row] = &[
     row(
         "envoy.config.listener.v3.Filter",
         WEAKER,
-        &[("config_discovery", ECDS), ("name", Serve), ("typed_config", Carry(&[HCM]))],
+        &[("config_discovery", ECDS), ("name", Serve), ("typed_config", Carry(&[HCM, TCP_PROXY]))],
     ),
     row(
         "envoy.config.listener.v3.FilterChain",
@@ -585,6 +586,28 @@ pub static TABLE: &[Row] = &[
         ],
     ),
     whole("envoy.extensions.filters.network.http_connection_manager.v3.Rds"),
+    row(
+        TCP_PROXY,
+        Ignore,
+        &[
+            ("cluster", Serve),
+            ("idle_timeout", Serve),
+            ("max_connect_attempts", Serve),
+            ("max_downstream_connection_duration", Serve),
+            ("metadata_match", ELSEWHERE),
+            ("on_demand", Refuse("clusters on demand are not served")),
+            ("stat_prefix", Serve),
+            ("tunneling_config", Refuse("is not served, and the bytes would go out without their tunnel")),
+            ("upstream_connect_mode", Only(&["IMMEDIATE"])),
+            ("weighted_clusters", Serve),
+        ],
+    ),
+    row("envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.WeightedCluster", Ignore, &[("clusters", Serve)]),
+    row(
+        "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.WeightedCluster.ClusterWeight",
+        Ignore,
+        &[("metadata_match", ELSEWHERE), ("name", Serve), ("weight", Serve)],
+    ),
     row("envoy.extensions.load_balancing_policies.least_request.v3.LeastRequest", Ignore, &[("choice_count", Serve)]),
     row("envoy.extensions.load_balancing_policies.random.v3.Random", Ignore, &[]),
     row("envoy.extensions.load_balancing_policies.round_robin.v3.RoundRobin", Ignore, &[]),

@@ -1,0 +1,183 @@
+//! From an accepted connection to one that is relayed, or closed.
+//!
+//! **Cancel.** Dropping the future closes both connections; no byte was passed on.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use outrigger_reactor::{TcpStream, sleep};
+
+use super::clock::Clock;
+use super::relay::Relay;
+use crate::chance::Chance;
+use crate::config::{ClusterShare, ListenerName, TcpConnectionConfig};
+use crate::drain::Watch;
+use crate::fault::{Fault, Kind, Side};
+use crate::policy::Verdict;
+use crate::stats::ListenerCell;
+use crate::upstream::Connection;
+use crate::worker::{Cluster, InFlight, View, Worker};
+
+/// Pause before endpoints that all failed are tried again.
+const PAUSE: Duration = Duration::from_millis(25);
+
+/// An opaque connection that a client made to us.
+#[derive(Debug)]
+pub struct Downstream {
+    worker: Rc<Worker>,
+    stream: TcpStream,
+    open: Open,
+}
+
+/// Counted while it lives, and waited for by a drain.
+#[derive(Debug)]
+pub(super) struct Open {
+    pub(super) listener: ListenerName,
+    pub(super) cell: Arc<ListenerCell>,
+    _watch: Watch,
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.cell.connections.add(-1);
+    }
+}
+
+/// What an endpoint gave.
+#[derive(Debug)]
+pub(super) struct Connected {
+    pub(super) connection: Connection,
+    _in_flight: Option<InFlight>,
+}
+
+impl Downstream {
+    /// A connection just accepted.
+    pub fn new(worker: Rc<Worker>, listener: ListenerName, stream: TcpStream) -> Self {
+        let cell = worker.listener_cell(&listener);
+        cell.connections.add(1);
+        let open = Open { listener, cell, _watch: worker.drain.watch() };
+        Self { worker, stream, open }
+    }
+
+    /// Serves it under `settings` of `view` until both its ends have finished.
+    pub fn serve(self, view: Rc<View>, settings: Arc<TcpConnectionConfig>) -> impl Future<Output = ()> + use<> {
+        // What connecting takes, the snapshot before all, is given back before the bytes flow: hence the box.
+        let connecting = Box::pin(self.connect(view, settings));
+        async move {
+            let relay = connecting.await;
+            if let Some(relay) = relay {
+                relay.await;
+            }
+        }
+    }
+
+    async fn connect(self, view: Rc<View>, settings: Arc<TcpConnectionConfig>) -> Option<Relay> {
+        match self.try_connect(&view, &settings).await {
+            Ok(connected) => {
+                let clock = Clock::new(settings.idle_timeout, settings.max_connection_duration);
+                Some(Relay::new(self.stream, connected, self.open, clock))
+            }
+            Err(fault) => {
+                self.open.cell.faults.add_one(fault.kind);
+                let (peer, fault) = (self.stream.peer_addr(), fault.header(view.epoch()));
+                tracing::debug!(listener = %self.open.listener, %peer, %fault, "opaque connection closed");
+                // A client that has sent something gets a reset: the kernel sees that it was not read.
+                None
+            }
+        }
+    }
+
+    async fn try_connect(&self, view: &Rc<View>, settings: &TcpConnectionConfig) -> Result<Connected, Fault> {
+        let worker = &*self.worker;
+        let share = choose(&settings.clusters, &worker.chance);
+        let name = share.map(|share| Arc::from(share.cluster.as_str())).unwrap_or_default();
+        let cluster = share.and_then(|share| share.index).and_then(|index| view.cluster_at(index, worker));
+        let cluster = cluster.ok_or_else(|| Fault::new(Kind::NoCluster).with_cluster(name))?;
+        self.admit(&cluster)?;
+        let mut tried = Vec::new();
+        let mut failed = Kind::NoEndpoint;
+        for attempt in 1..=settings.max_connect_attempts {
+            if attempt > 1 {
+                cluster.cell.retries.add_one();
+            }
+            failed = match try_once(&cluster, &mut tried, worker).await {
+                Ok(connected) => return Ok(connected),
+                Err(kind) => kind,
+            };
+            if failed.side() != Side::Upstream {
+                break;
+            }
+        }
+        Err(Fault::new(failed).with_cluster(cluster.name().clone()))
+    }
+
+    fn admit(&self, cluster: &Cluster) -> Result<(), Fault> {
+        let (Some(limit), Some(bucket)) = (&cluster.config.rate_limit, cluster.bucket()) else { return Ok(()) };
+        match self.worker.admit(limit, bucket) {
+            Verdict::Admitted | Verdict::WouldLimit => Ok(()),
+            Verdict::Limited => {
+                let fault = Fault::new(Kind::ClusterLimited).with_rule(limit.rule.clone());
+                Err(fault.with_cluster(cluster.name().clone()))
+            }
+        }
+    }
+}
+
+/// One connect to one endpoint, which is told to outlier detection.
+async fn try_once(cluster: &Rc<Cluster>, tried: &mut Vec<usize>, worker: &Worker) -> Result<Connected, Kind> {
+    let pick = cluster.pick(tried, &worker.chance).ok_or(Kind::NoEndpoint)?;
+    if tried.contains(&pick.index) {
+        // All have failed just now: without a pause many attempts would be a storm.
+        tried.clear();
+        sleep(PAUSE).await;
+    }
+    tried.push(pick.index);
+    cluster.cell.requests.add_one();
+    let in_flight = cluster.in_flight(pick.index);
+    match cluster.open_unpooled(pick.index).await {
+        Ok(connection) => {
+            cluster.connected(pick.index, worker);
+            Ok(Connected { connection, _in_flight: in_flight })
+        }
+        Err(fault) => {
+            cluster.failed(pick.index, fault.kind(), worker);
+            Err(fault.kind())
+        }
+    }
+}
+
+/// Draws a share by weight.
+fn choose<'a>(shares: &'a [ClusterShare], chance: &Chance) -> Option<&'a ClusterShare> {
+    if let [only] = shares {
+        return Some(only);
+    }
+    let total = shares.iter().map(|share| u64::from(share.weight)).sum();
+    let mut left = chance.below(total);
+    shares.iter().find(|share| {
+        let weight = u64::from(share.weight);
+        let is_drawn = left < weight;
+        left = left.saturating_sub(weight);
+        is_drawn
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_are_drawn_by_weight() {
+        let share = |name: &str, weight| ClusterShare { cluster: name.into(), index: None, weight };
+        let shares = [share("a", 1), share("b", u32::MAX), share("c", u32::MAX)];
+        let chance = Chance::from_seed(1);
+        let mut drawn = [0; 3];
+        for _ in 0..10_000 {
+            let name = choose(&shares, &chance).unwrap().cluster.as_str();
+            drawn[usize::from(name.as_bytes()[0] - b'a')] += 1;
+        }
+        assert!(drawn[0] <= 1 && (4_500..=5_500).contains(&drawn[1]), "{drawn:?}");
+        assert_eq!(choose(&shares[..1], &chance).unwrap().cluster.as_str(), "a");
+        assert!(choose(&[], &chance).is_none());
+    }
+}
