@@ -42,14 +42,14 @@ impl Relay {
     fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<Option<Kind>> {
         let Self { downstream, connected, up, down, clock, open, .. } = self;
         let upstream = connected.connection.stream();
-        let before = (up.moved, down.moved);
+        let before = (up.moved(), down.moved());
         if up.end().is_none() && up.poll_moved(downstream, upstream, cx) == Poll::Ready(End::SinkLost) {
             down.distrust_source();
         }
         if down.end().is_none() && down.poll_moved(upstream, downstream, cx) == Poll::Ready(End::SinkLost) {
             up.distrust_source();
         }
-        let (sent, received) = (up.moved - before.0, down.moved - before.1);
+        let (sent, received) = (up.moved() - before.0, down.moved() - before.1);
         open.cell.bytes_in.add(sent);
         open.cell.bytes_out.add(received);
         match (up.end(), down.end()) {
@@ -63,7 +63,8 @@ impl Relay {
     /// Counts how it ended, and decides what its peers see of it.
     fn settle(&mut self, fault: Option<Kind>) {
         let upstream = self.connected.connection.stream();
-        let is_empty = self.downstream.queued_bytes() == 0 && upstream.queued_bytes() == 0;
+        let is_sent = self.downstream.queued_bytes() == 0 && upstream.queued_bytes() == 0;
+        let is_empty = is_sent && !self.up.holds_bytes() && !self.down.holds_bytes();
         let Some(kind) = fault else {
             self.close = Close::Orderly;
             return;
@@ -73,7 +74,7 @@ impl Relay {
         }
         self.open.cell.faults.add_one(kind);
         let (peer, endpoint) = (self.downstream.peer_addr(), upstream.peer_addr());
-        let (received, sent) = (self.up.moved, self.down.moved);
+        let (received, sent) = (self.up.moved(), self.down.moved());
         let (side, stage, kind) = (kind.side().label(), kind.stage().label(), kind.label());
         let listener = &self.open.listener;
         tracing::debug!(%listener, %peer, %endpoint, side, stage, kind, received, sent, "opaque connection broken off");
