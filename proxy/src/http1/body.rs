@@ -39,7 +39,7 @@ pub(super) struct Body {
 
 #[derive(Debug)]
 enum Framing {
-    Chunked(Box<ChunkDecoder>),
+    Chunked(ChunkDecoder),
     Done,
     Length(u64),
     UntilClose,
@@ -69,7 +69,7 @@ impl Body {
         let framing = match length {
             BodyLength::Empty | BodyLength::Length(0) => Framing::Done,
             BodyLength::Length(bytes) => Framing::Length(bytes),
-            BodyLength::Chunked => Framing::Chunked(Box::default()),
+            BodyLength::Chunked => Framing::Chunked(ChunkDecoder::default()),
             BodyLength::UntilClose => Framing::UntilClose,
         };
         Self { framing, end_queued: false, splicing: None, is_pipeless: false }
@@ -181,10 +181,16 @@ pub(super) struct Replay {
 pub(super) const REPLAY_LIMIT: usize = 1024 * 1024;
 
 impl Replay {
-    /// Nothing of a body yet.
-    pub(super) fn new(length: BodyLength) -> Self {
+    /// Nothing of a body yet; what will be kept is put into `memory`, whatever it held before.
+    pub(super) fn within(mut memory: Vec<u8>, length: BodyLength) -> Self {
+        memory.clear();
         let is_too_long = matches!(length, BodyLength::Length(bytes) if bytes > REPLAY_LIMIT as u64);
-        Self { kept: Vec::new(), overflowed: false, is_too_long }
+        Self { kept: memory, overflowed: false, is_too_long }
+    }
+
+    /// The memory, for another request.
+    pub(super) fn into_memory(self) -> Vec<u8> {
+        self.kept
     }
 
     /// Some of the body went on that is not kept.

@@ -47,6 +47,9 @@ pub(super) struct Forwarding<'a> {
     pub(super) body: Body,
     pub(super) outgoing: Outgoing,
     replay: Option<Replay>,
+    /// Endpoint of the last try.
+    picked: Option<usize>,
+    /// Endpoints of the tries before it.
     tried: Vec<usize>,
     tries: u32,
     /// Place among the cluster's retries in flight.
@@ -133,7 +136,8 @@ impl Downstream {
             choice_response_edits: weighted.map(|choice| &choice.response_edits),
             body: Body::new(length),
             outgoing: if length == BodyLength::Chunked { Outgoing::Chunked } else { Outgoing::Plain },
-            replay: (may_retry && !length.is_empty()).then(|| Replay::new(length)),
+            replay: (may_retry && !length.is_empty()).then(|| Replay::within(self.worker.spare.take(), length)),
+            picked: None,
             tried: Vec::new(),
             tries: 0,
             retrying: None,
@@ -143,12 +147,15 @@ impl Downstream {
         };
         self.set_deadlines(&forwarding);
         let outcome = self.try_until_answered(&mut forwarding, answering).await;
+        if let Some(replay) = forwarding.replay.take() {
+            self.worker.spare.give(replay.into_memory());
+        }
         self.deadlines.clear();
         outcome
     }
 
     fn admit_to_cluster(&self, cluster: &Rc<Cluster>, matched: &Matched<'_>) -> Result<Slot, Fault> {
-        let name = cluster.name().clone();
+        let name = || cluster.name().clone();
         if let (Some(limit), Some(bucket)) = (&cluster.config.rate_limit, cluster.bucket()) {
             match self.worker.admit(limit, bucket) {
                 Verdict::Admitted => {}
@@ -156,7 +163,7 @@ impl Downstream {
                 Verdict::Limited => {
                     matched.cell.limited.add_one();
                     let fault = Fault::new(Kind::ClusterLimited).with_rule(limit.rule.clone());
-                    return Err(fault.with_status(limit.status).with_cluster(name));
+                    return Err(fault.with_status(limit.status).with_cluster(name()));
                 }
             }
         }
@@ -164,7 +171,7 @@ impl Downstream {
             .state
             .circuit
             .try_request(&cluster.config.limits)
-            .ok_or_else(|| Fault::new(Kind::MaxRequests).with_cluster(name))
+            .ok_or_else(|| Fault::new(Kind::MaxRequests).with_cluster(name()))
     }
 
     fn set_deadlines(&mut self, forwarding: &Forwarding<'_>) {
@@ -201,6 +208,7 @@ impl Downstream {
             match decision {
                 Decision::Retry { backoff } => {
                     self.count_retry(forwarding);
+                    forwarding.tried.extend(forwarding.picked.take());
                     if let Ok(answered) = result {
                         self.recycle(forwarding, answered);
                     }
@@ -213,7 +221,6 @@ impl Downstream {
                 Decision::Replay => {
                     forwarding.replayed = true;
                     forwarding.tries -= 1;
-                    forwarding.tried.pop();
                     continue;
                 }
                 Decision::Suppressed(reason) => self.count_suppressed(forwarding, reason),
@@ -240,7 +247,7 @@ impl Downstream {
         let pick = cluster.pick(&forwarding.tried, &self.worker.chance);
         let pick = pick.ok_or_else(|| TryFault::unsent(Kind::NoEndpoint))?;
         forwarding.tries += 1;
-        forwarding.tried.push(pick.index);
+        forwarding.picked = Some(pick.index);
         cluster.cell.requests.add_one();
         let per_try = forwarding.per_try_timeout();
         self.deadlines.set(Kind::PerTryTimeout, per_try.map(|span| now() + span));

@@ -99,12 +99,17 @@ pub(super) fn location(redirect: &Redirect, matched: &Matched<'_>) -> Vec<u8> {
 
 /// The same request at its normalised path.
 pub(super) fn location_of_path(path: &[u8], query: Option<&[u8]>) -> Vec<u8> {
-    let mut location = path.to_vec();
-    if let Some(query) = query {
-        location.push(b'?');
-        location.extend_from_slice(query);
-    }
+    let mut location = Vec::new();
+    put_path(path, query, &mut location);
     location
+}
+
+fn put_path(path: &[u8], query: Option<&[u8]>, out: &mut Vec<u8>) {
+    out.extend_from_slice(path);
+    if let Some(query) = query {
+        out.push(b'?');
+        out.extend_from_slice(query);
+    }
 }
 
 /// The request head as the upstream gets it.
@@ -179,14 +184,16 @@ fn upstream_host<'a>(matched: &'a Matched<'_>, forwarding: &'a Forwarding<'_>) -
 }
 
 /// Path and query for the upstream, when they are not as received.
-fn upstream_target(matched: &Matched<'_>, forwarding: &Forwarding<'_>) -> Option<Vec<u8>> {
+fn upstream_target(matched: &Matched<'_>, forwarding: &Forwarding<'_>) -> Option<Buf> {
     let request = &matched.request;
     if let Some(rewrite) = &forwarding.action.path_rewrite {
-        let mut target = Vec::new();
-        route::rewrite_path(rewrite, &matched.route.matches, request, &mut target);
-        return Some(target);
+        let rewritten = |target: &mut Vec<u8>| {
+            route::rewrite_path(rewrite, &matched.route.matches, request, target);
+        };
+        return Some(Buf::build(rewritten));
     }
-    (request.path != request.head.path()).then(|| location_of_path(request.path, request.head.query()))
+    (request.path != request.head.path())
+        .then(|| Buf::build(|target| put_path(request.path, request.head.query(), target)))
 }
 
 /// At the edge every scheme but ours is the client's invention; inside the mesh it is the edge's word.

@@ -16,10 +16,12 @@
 
 mod cluster;
 mod shared;
+mod spare;
 mod view;
 
 pub use cluster::{Cluster, InFlight, OpenFault};
 pub use shared::{ClusterState, Shared};
+pub use spare::Spare;
 pub use view::{Routes, View};
 
 use std::cell::{Cell, RefCell};
@@ -56,6 +58,8 @@ pub struct Worker {
     pub chance: Chance,
     /// Tells its connections to finish.
     pub drain: Drain,
+    /// Memory for bodies that may have to be sent again.
+    pub spare: Spare,
     reader: RefCell<Reader>,
     view: RefCell<Rc<View>>,
     endpoints: RefCell<Endpoints>,
@@ -76,6 +80,7 @@ impl Worker {
             shared,
             chance: Chance::from_seed(seed),
             drain: Drain::showing(load),
+            spare: Spare::default(),
             reader: RefCell::new(reader),
             endpoints: RefCell::default(),
             route_cells: RefCell::default(),
