@@ -19,21 +19,23 @@ use super::path::{Normal, PathRules, normalize};
 use super::respond::{self, Answering};
 use super::server::{ANSWER_TIMEOUT, After, Downstream, Received};
 use super::view::HeadView;
-use crate::config::{HttpConnectionConfig, LocalRateLimit, Route, RouteAction, VirtualHost};
+use crate::config::{HttpConnectionConfig, Route, RouteAction, VirtualHost};
 use crate::fault::{Fault, Kind};
 use crate::policy::Verdict;
 use crate::route::{Found, split_port};
 use crate::stats::RouteCell;
-use crate::worker::{Routes, View};
+use crate::worker::{Limit, ListenerView, LiveRoute, Routes, View};
 
 /// A request that matched a route.
 #[derive(Debug)]
 pub(super) struct Matched<'a> {
     pub(super) view: &'a Rc<View>,
+    listener: &'a ListenerView,
     pub(super) http: &'a HttpConnectionConfig,
     pub(super) routes: &'a Routes,
     pub(super) host: &'a VirtualHost,
     pub(super) route: &'a Arc<Route>,
+    live: &'a LiveRoute,
     pub(super) cell: &'a RouteCell,
     pub(super) request: HeadView<'a>,
 }
@@ -51,11 +53,11 @@ impl Downstream {
     pub(super) async fn exchange(&mut self, received: Received) -> After {
         self.cell.requests.add_one();
         let view = self.worker.view();
-        let Some(http) = view.http(&self.listener) else { return After::Close };
+        let Some(listener) = view.listener(&self.listener) else { return After::Close };
         let table = std::mem::take(&mut self.request_table);
         let mut scratch = std::mem::take(&mut self.scratch);
         let head = table.view(&received.head);
-        let after = self.admit(&view, &http, (head, received.began), &mut scratch).await;
+        let after = self.admit((&view, listener), (head, received.began), &mut scratch).await;
         self.request_table = table;
         self.scratch = scratch;
         after
@@ -64,12 +66,12 @@ impl Downstream {
     /// What must hold of a request before it is routed.
     async fn admit(
         &mut self,
-        view: &Rc<View>,
-        http: &HttpConnectionConfig,
+        (view, listener): (&Rc<View>, &ListenerView),
         received: (RequestHead<'_>, Instant),
         scratch: &mut Vec<u8>,
     ) -> After {
         let (head, began) = received;
+        let Some(http) = listener.http().map(Arc::as_ref) else { return After::Close };
         let worker = self.worker.clone();
         let may_keep = head.keep_alive() && !self.is_worn(http);
         let answering = Answering {
@@ -96,7 +98,7 @@ impl Downstream {
                 return self.refuse_unmatched(kind, &answering).await;
             }
         };
-        let Some(routes) = view.routes(&self.listener) else {
+        let Some(routes) = view.routes(listener) else {
             return self.refuse_unmatched(Kind::NoRouteTable, &answering).await;
         };
         let ignores_port = http.strip_any_host_port || routes.table().ignore_port_in_host;
@@ -105,10 +107,10 @@ impl Downstream {
         let Found::Route { host, host_index, route, route_index } = routes.index.find(&request, &worker.chance) else {
             return self.refuse_unmatched(Kind::NoRoute, &answering).await;
         };
-        let Some(cell) = routes.cell(&worker, host_index, route_index) else {
+        let Some(live) = routes.live(&worker, host_index, route_index) else {
             return self.refuse_unmatched(Kind::Internal, &answering).await;
         };
-        let matched = Matched { view, http, routes: &routes, host, route, cell, request };
+        let matched = Matched { view, listener, http, routes, host, route, live, cell: &live.cell, request };
         self.measure(&matched, began, &answering).await
     }
 
@@ -157,22 +159,22 @@ impl Downstream {
 
     /// Takes a token of each limit that applies: the listener's, then the route's or else its host's.
     fn limit(&self, matched: &Matched<'_>) -> Result<(), Fault> {
-        let own = matched.route.rate_limit.as_ref().or(matched.host.rate_limit.as_ref());
-        for limit in [matched.http.rate_limit.as_ref(), own].into_iter().flatten() {
+        for limit in [matched.listener.limit(&self.worker), matched.live.limit.as_ref()].into_iter().flatten() {
             self.take(limit, matched)?;
         }
         Ok(())
     }
 
-    fn take(&self, limit: &Arc<LocalRateLimit>, matched: &Matched<'_>) -> Result<(), Fault> {
-        match self.worker.admit(limit, &matched.view.bucket(limit, &self.worker)) {
+    fn take(&self, limit: &Limit, matched: &Matched<'_>) -> Result<(), Fault> {
+        let Limit { config, bucket } = limit;
+        match self.worker.admit(config, bucket) {
             Verdict::Admitted => Ok(()),
             Verdict::WouldLimit => {
                 matched.cell.would_limit.add_one();
                 Ok(())
             }
             Verdict::Limited => {
-                Err(Fault::new(Kind::RateLimited).with_rule(limit.rule.clone()).with_status(limit.status))
+                Err(Fault::new(Kind::RateLimited).with_rule(config.rule.clone()).with_status(config.status))
             }
         }
     }

@@ -22,7 +22,7 @@ mod view;
 pub use cluster::{Cluster, InFlight, OpenFault};
 pub use shared::{ClusterState, Shared};
 pub use spare::Spare;
-pub use view::{Routes, View};
+pub use view::{Limit, ListenerView, LiveRoute, Routes, View};
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;

@@ -6,9 +6,12 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use outrigger_reactor::now;
+
 use super::{Cluster, Worker};
 use crate::config::{
-    ClusterIndex, ClusterName, HttpConnectionConfig, ListenerName, LocalRateLimit, Protocol, RouteTable, Snapshot,
+    ClusterIndex, ClusterName, HttpConnectionConfig, ListenerConfig, ListenerName, LocalRateLimit, Protocol, RouteTable,
+    Snapshot,
 };
 use crate::policy::TokenBucket;
 use crate::route;
@@ -22,8 +25,16 @@ pub struct View {
     clusters: RefCell<Vec<Option<Rc<Cluster>>>>,
     /// Clusters of the view before this one, by name: taken over where nothing changed.
     before: RefCell<HashMap<ClusterName, Rc<Cluster>>>,
-    routes: RefCell<HashMap<ListenerName, Option<Rc<Routes>>>>,
-    buckets: RefCell<Vec<(Arc<LocalRateLimit>, Arc<TokenBucket>)>>,
+    /// As in the snapshot: sorted by name.
+    listeners: Box<[ListenerView]>,
+}
+
+/// What a request needs of its listener, found once a view.
+#[derive(Debug)]
+pub struct ListenerView {
+    config: Arc<ListenerConfig>,
+    limit: OnceCell<Limit>,
+    routes: OnceCell<Option<Routes>>,
 }
 
 /// The routes of one listener.
@@ -32,7 +43,26 @@ pub struct Routes {
     /// How it is searched.
     pub index: route::Index,
     listener: Arc<str>,
-    cells: Vec<Box<[OnceCell<Arc<RouteCell>>]>>,
+    /// By virtual host and route; empty before the first request.
+    live: Vec<Box<[OnceCell<Box<LiveRoute>>]>>,
+}
+
+/// What is live of a route.
+#[derive(Debug)]
+pub struct LiveRoute {
+    /// This worker's counters of it.
+    pub cell: Arc<RouteCell>,
+    /// The limit that applies to it: its own, or else its virtual host's.
+    pub limit: Option<Limit>,
+}
+
+/// A rate limit with its tokens.
+#[derive(Debug)]
+pub struct Limit {
+    /// How it is set.
+    pub config: Arc<LocalRateLimit>,
+    /// What is left.
+    pub bucket: Arc<TokenBucket>,
 }
 
 impl View {
@@ -40,10 +70,9 @@ impl View {
     pub fn new(snapshot: Arc<Snapshot>) -> Self {
         Self {
             clusters: RefCell::new(vec![None; snapshot.clusters().len()]),
-            snapshot,
             before: RefCell::default(),
-            routes: RefCell::default(),
-            buckets: RefCell::default(),
+            listeners: snapshot.listeners().iter().map(ListenerView::new).collect(),
+            snapshot,
         }
     }
 
@@ -63,29 +92,26 @@ impl View {
         self.snapshot.epoch
     }
 
-    /// What the connections of a listener are; `None` once the listener is gone.
-    pub fn protocol(&self, listener: &ListenerName) -> Option<&Protocol> {
-        Some(&self.snapshot.listener(listener.as_str())?.protocol)
+    /// A listener; `None` once it is gone.
+    pub fn listener(&self, name: &ListenerName) -> Option<&ListenerView> {
+        let at = self.listeners.binary_search_by(|listener| listener.config.name.cmp(name)).ok()?;
+        self.listeners.get(at)
     }
 
-    /// HTTP settings of a listener; `None` once the listener is gone or serves HTTP no more.
-    pub fn http(&self, listener: &ListenerName) -> Option<Arc<HttpConnectionConfig>> {
-        self.snapshot.listener(listener.as_str())?.http().cloned()
+    /// What the connections of a listener are; `None` once the listener is gone.
+    pub fn protocol(&self, name: &ListenerName) -> Option<&Protocol> {
+        Some(&self.listener(name)?.config.protocol)
+    }
+
+    /// HTTP settings of a listener, to be kept beyond this view; `None` once the listener is gone or serves HTTP no more.
+    pub fn http(&self, name: &ListenerName) -> Option<Arc<HttpConnectionConfig>> {
+        self.listener(name)?.http().cloned()
     }
 
     /// Routes of a listener; `None` when its table has not arrived.
-    pub fn routes(&self, listener: &ListenerName) -> Option<Rc<Routes>> {
-        let mut routes = self.routes.borrow_mut();
-        if let Some(known) = routes.get(listener) {
-            return known.clone();
-        }
-        let config = self.snapshot.listener(listener.as_str());
-        let built = config.and_then(|config| {
-            let table = self.snapshot.routes_of(config)?.clone();
-            Some(Rc::new(Routes::new(listener, table)))
-        });
-        routes.insert(listener.clone(), built.clone());
-        built
+    pub fn routes<'a>(&'a self, listener: &'a ListenerView) -> Option<&'a Routes> {
+        let build = || Some(Routes::new(&listener.config.name, self.snapshot.routes_of(&listener.config)?.clone()));
+        listener.routes.get_or_init(build).as_ref()
     }
 
     /// The cluster that a route chose.
@@ -113,17 +139,6 @@ impl View {
         Some(place.insert(cluster).clone())
     }
 
-    /// The bucket of a rate limit, found once a view.
-    pub fn bucket(&self, limit: &Arc<LocalRateLimit>, worker: &Worker) -> Arc<TokenBucket> {
-        let mut buckets = self.buckets.borrow_mut();
-        if let Some((_, bucket)) = buckets.iter().find(|(known, _)| Arc::ptr_eq(known, limit)) {
-            return bucket.clone();
-        }
-        let bucket = worker.shared.buckets.bucket(limit, worker.shared.since_start_ns(outrigger_reactor::now()));
-        buckets.push((limit.clone(), bucket.clone()));
-        bucket
-    }
-
     /// True when the snapshot has it.
     pub(super) fn has_cluster(&self, cluster: &str) -> bool {
         self.snapshot.cluster_index(cluster).is_some()
@@ -138,11 +153,35 @@ impl View {
     }
 }
 
+impl ListenerView {
+    fn new(config: &Arc<ListenerConfig>) -> Self {
+        Self { config: config.clone(), limit: OnceCell::new(), routes: OnceCell::new() }
+    }
+
+    /// Its HTTP settings; `None`: it does not serve HTTP.
+    pub fn http(&self) -> Option<&Arc<HttpConnectionConfig>> {
+        self.config.http()
+    }
+
+    /// The limit over all its requests.
+    pub fn limit(&self, worker: &Worker) -> Option<&Limit> {
+        let limit = self.config.http()?.rate_limit.as_ref()?;
+        Some(self.limit.get_or_init(|| Limit::new(limit, worker)))
+    }
+}
+
+impl Limit {
+    fn new(config: &Arc<LocalRateLimit>, worker: &Worker) -> Self {
+        let now_ns = worker.shared.since_start_ns(now());
+        Self { bucket: worker.shared.buckets.bucket(config, now_ns), config: config.clone() }
+    }
+}
+
 impl Routes {
     fn new(listener: &ListenerName, table: Arc<RouteTable>) -> Self {
         let of_host = |routes: usize| (0..routes).map(|_| OnceCell::new()).collect();
-        let cells = table.virtual_hosts.iter().map(|host| of_host(host.routes.len())).collect();
-        Self { index: route::Index::build(table), cells, listener: listener.as_str().into() }
+        let live = table.virtual_hosts.iter().map(|host| of_host(host.routes.len())).collect();
+        Self { index: route::Index::build(table), live, listener: listener.as_str().into() }
     }
 
     /// The table.
@@ -150,17 +189,18 @@ impl Routes {
         self.index.table()
     }
 
-    /// This worker's counters of a route.
-    pub fn cell(&self, worker: &Worker, host: usize, route: usize) -> Option<&Arc<RouteCell>> {
-        let place = self.cells.get(host)?.get(route)?;
+    /// What is live of a route, by the places of its virtual host and itself.
+    pub fn live(&self, worker: &Worker, host: usize, route: usize) -> Option<&LiveRoute> {
+        let live = self.live.get(host)?.get(route)?;
+        if let Some(live) = live.get() {
+            return Some(live);
+        }
         let host = self.table().virtual_hosts.get(host)?;
         let route = host.routes.get(route)?;
-        Some(place.get_or_init(|| {
-            worker.route_cell(RouteKey {
-                listener: self.listener.clone(),
-                virtual_host: host.name.clone(),
-                route: route.name.clone(),
-            })
-        }))
+        let key =
+            RouteKey { listener: self.listener.clone(), virtual_host: host.name.clone(), route: route.name.clone() };
+        let limit = route.rate_limit.as_ref().or(host.rate_limit.as_ref());
+        let limit = limit.map(|limit| Limit::new(limit, worker));
+        Some(live.get_or_init(|| Box::new(LiveRoute { cell: worker.route_cell(key), limit })))
     }
 }
