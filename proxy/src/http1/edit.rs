@@ -295,12 +295,12 @@ impl Own<'_> {
             return;
         }
         self.out.extend_from_slice(b"x-forwarded-for: ");
-        for value in head.values(b"x-forwarded-for").filter(|value| !value.is_empty()) {
+        for value in head.known(Name::XForwardedFor).filter(|value| !value.is_empty()) {
             self.out.extend_from_slice(value);
             self.out.extend_from_slice(b", ");
         }
-        // Writing to a Vec cannot fail.
-        let _ = write!(self.out, "{address}\r\n");
+        put_address(address, self.out);
+        self.out.extend_from_slice(b"\r\n");
     }
 }
 
@@ -421,6 +421,23 @@ pub(super) fn put_connection(connection: Connection, out: &mut Vec<u8>) {
         Connection::Implied => {}
         Connection::Close => put(out, b"connection", b"close"),
         Connection::KeepAlive => put(out, b"connection", b"keep-alive"),
+    }
+}
+
+fn put_address(address: IpAddr, out: &mut Vec<u8>) {
+    match address {
+        IpAddr::V4(address) => {
+            for (at, octet) in address.octets().into_iter().enumerate() {
+                if at > 0 {
+                    out.push(b'.');
+                }
+                put_number(u64::from(octet), out);
+            }
+        }
+        // Writing to a Vec cannot fail.
+        IpAddr::V6(address) => {
+            let _ = write!(out, "{address}");
+        }
     }
 }
 

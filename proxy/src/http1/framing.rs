@@ -7,7 +7,7 @@
 
 use crate::fault::Kind;
 
-use super::line::{Line, Name, trim};
+use super::line::{Line, Name, NameSet, trim};
 
 /// How the end of a body is known.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -41,8 +41,11 @@ pub(super) struct Framing {
 
 impl Framing {
     /// Reads the framing headers among `lines`.
-    pub(super) fn parse(lines: &[Line], bytes: &[u8]) -> Result<Self, Kind> {
+    pub(super) fn parse(lines: &[Line], seen: NameSet, bytes: &[u8]) -> Result<Self, Kind> {
         let mut framing = Self::default();
+        if !seen.has_any([Name::ContentLength, Name::TransferEncoding]) {
+            return Ok(framing);
+        }
         let mut codings = 0_u32;
         for line in lines {
             match line.name {
@@ -89,14 +92,23 @@ const NOMINATIONS: usize = 32;
 impl ConnectionOptions {
     /// Reads `Connection` and marks the lines it nominates as dropped. `None`: it names a header that must not be
     /// removed by the peer's wish, or too many.
-    pub(super) fn parse(lines: &mut [Line], bytes: &[u8]) -> Option<Self> {
+    pub(super) fn parse(lines: &mut [Line], seen: NameSet, bytes: &[u8]) -> Option<Self> {
         let mut options = Self::default();
+        if !seen.has_any([Name::Connection]) {
+            return Some(options);
+        }
         let mut nominations = 0;
         for at in 0..lines.len() {
             if lines[at].name != Name::Connection {
                 continue;
             }
-            for token in lines[at].value_in(bytes).split(|b| *b == b',').map(trim) {
+            let value = lines[at].value_in(bytes);
+            // What nearly everybody sends.
+            if value == b"keep-alive" {
+                options.keep_alive = true;
+                continue;
+            }
+            for token in value.split(|b| *b == b',').map(trim) {
                 let is = |text: &str| token.eq_ignore_ascii_case(text.as_bytes());
                 if token.is_empty() {
                 } else if is("close") {

@@ -14,7 +14,7 @@ use crate::config::{HttpConnectionConfig, UnderscoreHeaders};
 use crate::fault::Kind;
 
 use super::framing::{BodyLength, ConnectionOptions, Framing};
-use super::line::{Cursor, Line, Name, is_token, narrow, part, starts_with, wide};
+use super::line::{Cursor, Line, Name, NameSet, is_token, narrow, part, starts_with, wide};
 
 /// Empty lines tolerated before a request line.
 const LEADING_BLANK_BYTES: usize = 8;
@@ -67,6 +67,7 @@ pub enum Progress {
 pub struct RequestTable {
     cursor: Cursor,
     lines: Vec<Line>,
+    seen: NameSet,
     has_start_line: bool,
     start: u32,
     method_end: u32,
@@ -99,6 +100,7 @@ impl RequestTable {
     pub fn parse(&mut self, bytes: &[u8], limits: &HeadLimits) -> Result<Progress, Kind> {
         if self.cursor.next() == 0 {
             self.lines.clear();
+            self.seen = NameSet::default();
             self.start = 0;
         }
         let result = self.advance(bytes, limits);
@@ -169,6 +171,7 @@ impl RequestTable {
             }
             line.is_dropped = true;
         }
+        self.seen.insert(line.name);
         self.lines.push(line);
         Ok(())
     }
@@ -242,8 +245,8 @@ impl RequestTable {
     }
 
     fn finish(&mut self, bytes: &[u8]) -> Result<(), Kind> {
-        self.connection = ConnectionOptions::parse(&mut self.lines, bytes).ok_or(Kind::BadHeader)?;
-        let framing = Framing::parse(&self.lines, bytes)?;
+        self.connection = ConnectionOptions::parse(&mut self.lines, self.seen, bytes).ok_or(Kind::BadHeader)?;
+        let framing = Framing::parse(&self.lines, self.seen, bytes)?;
         self.body = match (framing.is_chunked, framing.length) {
             (true, _) if self.version == Version::Http10 => return Err(Kind::BadFraming),
             (true, _) => BodyLength::Chunked,
@@ -408,10 +411,14 @@ impl<'a> RequestHead<'a> {
 
     /// The downstream named the work, so that the application can tell a repetition.
     pub fn has_idempotency_key(&self) -> bool {
-        self.table
-            .lines
-            .iter()
-            .any(|line| line.name == Name::IdempotencyKey && !line.is_dropped && !line.value_in(self.bytes).is_empty())
+        self.known(Name::IdempotencyKey).any(|value| !value.is_empty())
+    }
+
+    /// All values of a header that has a class of its own, in order.
+    pub(super) fn known(&self, name: Name) -> impl Iterator<Item = &'a [u8]> + use<'a> {
+        let bytes = self.bytes;
+        let lines = if self.table.seen.has_any([name]) { &self.table.lines[..] } else { &[] };
+        lines.iter().filter(move |line| line.name == name && !line.is_dropped).map(move |line| line.value_in(bytes))
     }
 
     pub(super) fn table_lines(&self) -> &'a [Line] {

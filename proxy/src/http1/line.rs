@@ -82,6 +82,22 @@ impl Name {
     }
 }
 
+/// Names that were seen in one head: a question about one that was not needs no look at the lines.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct NameSet(u32);
+
+impl NameSet {
+    /// It was seen.
+    pub(super) fn insert(&mut self, name: Name) {
+        self.0 |= 1 << name as u32;
+    }
+
+    /// True when any of `names` was.
+    pub(super) fn has_any<const COUNT: usize>(self, names: [Name; COUNT]) -> bool {
+        self.0 & names.iter().fold(0, |bits, name| bits | (1 << *name as u32)) != 0
+    }
+}
+
 /// One header line within the received bytes.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Line {
@@ -100,13 +116,13 @@ impl Line {
     /// Parses the line from `start` to its LF at `lf`. `None`: not a header line.
     pub(super) fn parse(bytes: &[u8], start: usize, lf: usize) -> Option<Self> {
         let text = bytes.get(start..lf)?.strip_suffix(b"\r")?;
-        let colon = memchr(b':', text)?;
+        let colon = text.iter().position(|&b| !TOKEN[usize::from(b)])?;
         let (name, value) = (&text[..colon], &text[colon + 1..]);
-        if !is_token(name) || !is_field_value(value) {
+        if name.is_empty() || text[colon] != b':' || !is_field_value(value) {
             return None;
         }
-        let lead = value.iter().take_while(|b| is_blank(**b)).count();
-        let trail = value[lead..].iter().rev().take_while(|b| is_blank(**b)).count();
+        let lead = value.iter().position(|b| !is_blank(*b)).unwrap_or(value.len());
+        let trail = value[lead..].iter().rev().position(|b| !is_blank(*b)).unwrap_or(0);
         let value_start = start + colon + 1 + lead;
         Some(Self {
             start: narrow(start),
@@ -192,9 +208,22 @@ pub(super) fn is_token(bytes: &[u8]) -> bool {
     !bytes.is_empty() && bytes.iter().all(|&b| TOKEN[usize::from(b)])
 }
 
-/// No control byte but TAB. Written without an early exit, so that it is done many bytes at a time.
+/// No control byte but TAB. Eight bytes at a time, the last eight perhaps twice; only what holds one is looked at
+/// byte by byte.
 pub(super) fn is_field_value(bytes: &[u8]) -> bool {
-    !bytes.iter().fold(false, |bad, &b| bad | ((b < 0x20) & (b != b'\t')) | (b == 0x7f))
+    let is_text = |b: &u8| (*b >= 0x20 && *b != 0x7f) || *b == b'\t';
+    let Some(last) = bytes.last_chunk() else { return bytes.iter().all(is_text) };
+    let (words, _) = bytes.as_chunks();
+    let found = words.iter().fold(controls(last), |found, word| found | controls(word));
+    found == 0 || bytes.iter().all(is_text)
+}
+
+/// Not 0 when a byte is below 0x20 or is 0x7f. Source: S. Anderson, "Bit Twiddling Hacks", hasless and haszero.
+fn controls(word: &[u8; 8]) -> u64 {
+    const ONES: u64 = u64::MAX / 255;
+    let word = u64::from_ne_bytes(*word);
+    let delete = word ^ (ONES * 0x7f);
+    ((word.wrapping_sub(ONES * 0x20) & !word) | (delete.wrapping_sub(ONES) & !delete)) & (ONES * 0x80)
 }
 
 /// Blank within a line.
@@ -266,5 +295,29 @@ mod tests {
             assert_eq!(Name::of(text.replace('-', "_").as_bytes()) == name, !text.contains('-'), "{text}");
         }
         assert_eq!(Name::of(b"x-envo"), Name::Other);
+    }
+
+    #[test]
+    fn a_control_byte_is_found_wherever_it_stands() {
+        for length in 0..40 {
+            for bad in (0..length).map(Some).chain([None]) {
+                for b in 0..=255 {
+                    let mut value = vec![b'\t'; length];
+                    value.iter_mut().step_by(3).for_each(|place| *place = 0xff);
+                    let at = bad.unwrap_or(length);
+                    value.get_mut(at).into_iter().for_each(|place| *place = b);
+                    let fine = bad.is_none() || b == b'\t' || (b >= 0x20 && b != 0x7f);
+                    assert_eq!(is_field_value(&value), fine, "{b:#x} at {at} of {length}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_set_has_what_was_put_in() {
+        let mut set = NameSet::default();
+        assert!(!set.has_any([Name::Connection, Name::XRequestId]));
+        set.insert(Name::XRequestId);
+        assert!(set.has_any([Name::Connection, Name::XRequestId]) && !set.has_any([Name::Connection]));
     }
 }

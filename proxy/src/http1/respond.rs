@@ -14,6 +14,7 @@ use super::exchange::Matched;
 use super::forward::Forwarding;
 use super::framing::BodyLength;
 use super::head::{RequestHead, Version};
+use super::line::Name;
 use super::local::{LocalResponse, write_local_response};
 use super::response::ResponseHead;
 use crate::config::{HeaderEdits, HttpConnectionConfig, Redirect};
@@ -124,7 +125,7 @@ pub(super) fn forwarded_head(peer: SocketAddr, forwarding: &Forwarding<'_>) -> B
             host: upstream_host(matched, forwarding),
             levels: levels.as_slice(),
             forwarded_for: (!matched.http.skip_xff_append).then(|| peer.ip().to_canonical()),
-            scheme: scheme(matched.http, head),
+            scheme: matched.request.scheme,
             request_id: forwarding.request_id.as_ref().map(|id| &id[..]),
             via: &matched.http.via,
             trust: Trust::Edge,
@@ -198,7 +199,7 @@ fn upstream_target(matched: &Matched<'_>, forwarding: &Forwarding<'_>) -> Option
 
 /// At the edge every scheme but ours is the client's invention; inside the mesh it is the edge's word.
 pub(super) fn scheme(http: &HttpConnectionConfig, head: RequestHead<'_>) -> &'static str {
-    match head.header(b"x-forwarded-proto") {
+    match head.known(Name::XForwardedProto).next() {
         Some(b"https") if !http.use_remote_address => "https",
         _ => "http",
     }
@@ -210,7 +211,7 @@ pub(super) fn request_id(http: &HttpConnectionConfig, head: RequestHead<'_>, wor
         return None;
     }
     let replaces = http.use_remote_address && !http.preserve_request_id;
-    let has_one = head.header(b"x-request-id").is_some_and(|id| !id.is_empty());
+    let has_one = head.known(Name::XRequestId).next().is_some_and(|id| !id.is_empty());
     (replaces || !has_one).then(|| uuid(worker.chance.bits(), worker.chance.bits()))
 }
 
@@ -218,14 +219,14 @@ pub(super) fn request_id(http: &HttpConnectionConfig, head: RequestHead<'_>, wor
 fn uuid(high: u64, low: u64) -> [u8; 36] {
     let high = (high & 0xFFFF_FFFF_FFFF_0FFF) | 0x4000;
     let low = (low & 0x3FFF_FFFF_FFFF_FFFF) | 0x8000_0000_0000_0000;
+    /// Where the two digits of each byte stand.
+    const PLACES: [usize; 16] = [0, 2, 4, 6, 9, 11, 14, 16, 19, 21, 24, 26, 28, 30, 32, 34];
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let mut text = [b'-'; 36];
-    let mut digits =
-        (0..16).map(|at| (high >> (60 - at * 4)) & 15).chain((0..16).map(|at| (low >> (60 - at * 4)) & 15));
-    for (at, place) in text.iter_mut().enumerate() {
-        if !matches!(at, 8 | 13 | 18 | 23) {
-            let digit = digits.next().and_then(|digit| usize::try_from(digit).ok()).unwrap_or(0);
-            *place = b"0123456789abcdef"[digit];
-        }
+    let bytes = ((u128::from(high) << 64) | u128::from(low)).to_be_bytes();
+    for (byte, at) in bytes.into_iter().zip(PLACES) {
+        text[at] = DIGITS[usize::from(byte >> 4)];
+        text[at + 1] = DIGITS[usize::from(byte & 15)];
     }
     text
 }
@@ -275,5 +276,6 @@ mod tests {
         let text = String::from_utf8(uuid(u64::MAX, u64::MAX).to_vec()).unwrap();
         assert_eq!(text, "ffffffff-ffff-4fff-bfff-ffffffffffff");
         assert_eq!(&uuid(0, 0), b"00000000-0000-4000-8000-000000000000");
+        assert_eq!(&uuid(0x0123_4567_89AB_CDEF, 0x0123_4567_89AB_CDEF), b"01234567-89ab-4def-8123-456789abcdef");
     }
 }

@@ -14,7 +14,7 @@ use crate::fault::Kind;
 
 use super::framing::{BodyLength, ConnectionOptions, Framing};
 use super::head::{Progress, Version};
-use super::line::{Cursor, Line, is_field_value, narrow, part, wide};
+use super::line::{Cursor, Line, NameSet, is_field_value, narrow, part, wide};
 
 /// Bounds of a response head.
 #[derive(Clone, Copy, Debug)]
@@ -36,6 +36,7 @@ impl Default for ResponseLimits {
 pub struct ResponseTable {
     cursor: Cursor,
     lines: Vec<Line>,
+    seen: NameSet,
     has_start_line: bool,
     version: Version,
     status: u16,
@@ -49,6 +50,7 @@ impl ResponseTable {
     pub fn parse(&mut self, bytes: &[u8], limits: &ResponseLimits) -> Result<Progress, Kind> {
         if self.cursor.next() == 0 {
             self.lines.clear();
+            self.seen = NameSet::default();
         }
         let result = self.advance(bytes, limits);
         if result != Ok(Progress::Partial) {
@@ -87,7 +89,9 @@ impl ResponseTable {
             } else if self.lines.len() >= limits.max_headers {
                 return Err(Kind::ResponseTooLarge);
             } else {
-                self.lines.push(Line::parse(bytes, start, lf).ok_or(Kind::ResponseMalformed)?);
+                let line = Line::parse(bytes, start, lf).ok_or(Kind::ResponseMalformed)?;
+                self.seen.insert(line.name);
+                self.lines.push(line);
             }
         }
     }
@@ -124,8 +128,8 @@ impl ResponseTable {
     }
 
     fn finish(&mut self, bytes: &[u8]) -> Result<(), Kind> {
-        self.connection = ConnectionOptions::parse(&mut self.lines, bytes).ok_or(Kind::ResponseMalformed)?;
-        self.framing = Framing::parse(&self.lines, bytes).map_err(|_| Kind::ResponseMalformed)?;
+        self.connection = ConnectionOptions::parse(&mut self.lines, self.seen, bytes).ok_or(Kind::ResponseMalformed)?;
+        self.framing = Framing::parse(&self.lines, self.seen, bytes).map_err(|_| Kind::ResponseMalformed)?;
         if self.framing.is_chunked && self.version == Version::Http10 {
             return Err(Kind::ResponseMalformed);
         }
