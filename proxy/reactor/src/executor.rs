@@ -525,5 +525,6 @@ pub async fn yield_now() {
 
 /// Time of the current loop turn: read once a turn, monotonic. Outside a runtime, the clock's time.
 pub fn now() -> Instant {
-    current().map_or_else(Instant::now, |core| core.now())
+    let turn = CURRENT.try_with(|current| current.borrow().as_ref().map(|core| core.now()));
+    turn.ok().flatten().unwrap_or_else(Instant::now)
 }
