@@ -3,7 +3,7 @@
 CARGO ?= cargo
 ARGS ?=
 .DEFAULT_GOAL := help
-.PHONY: help run check fmt clippy doc deny layout test interop interop-peers fuzz-smoke chart bench
+.PHONY: help run check fmt clippy doc deny layout test interop interop-peers fuzz-smoke chart bench bench-micro
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -61,3 +61,6 @@ bench: ## side by side with HAProxy, nginx, Envoy and bare relays (ARGS="--quick
 	$(CARGO) build --release --locked -p outrigger-proxy -p outrigger-reactor --bins --example relay
 	$(CARGO) build --release --locked --manifest-path tests/bench/Cargo.toml --target-dir $${CARGO_TARGET_DIR:-target}/bench/build
 	python3 tests/bench/bench.py --install $(ARGS)
+
+bench-micro: ## nanoseconds of single steps: route match, pick, limiter, snapshot, heads (ARGS=route)
+	$(CARGO) bench --locked -p outrigger-proxy --bench micro -- $(ARGS)
