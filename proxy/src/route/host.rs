@@ -2,26 +2,26 @@
 //! A wildcard stands for at least one byte. Letter case does not count.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 
 use crate::config::RouteTable;
 
+use super::trie::{Key, Trie};
 use super::view::split_port;
 
 /// Longest authority that is lowered without allocation: a DNS name and a port fit.
 const STACK_BYTES: usize = 264;
 
 /// Domains, each with the place of its virtual host.
-type Domains = HashMap<Box<[u8]>, u32>;
-/// Wildcards by the length of their fixed part.
-type Wildcards = Vec<(usize, Domains)>;
+type Domains = HashMap<Box<[u8]>, u32, BuildHasherDefault<Folded>>;
 
-/// Domains of one table, hashed.
+/// Domains of one table: whole ones hashed, the fixed parts of wildcards in tries.
 #[derive(Debug, Default)]
 pub(super) struct HostIndex {
     exact: Domains,
-    /// Longest first; keys without the `*`.
-    suffixes: Wildcards,
-    prefixes: Wildcards,
+    /// Fixed parts from their last byte to their first.
+    suffixes: Trie,
+    prefixes: Trie,
     any: Option<u32>,
     ignore_port: bool,
 }
@@ -29,6 +29,7 @@ pub(super) struct HostIndex {
 impl HostIndex {
     pub(super) fn build(table: &RouteTable) -> Self {
         let mut index = Self { ignore_port: table.ignore_port_in_host, ..Self::default() };
+        let (mut suffixes, mut prefixes) = (Vec::new(), Vec::new());
         for (at, host) in table.virtual_hosts.iter().enumerate() {
             let at = u32::try_from(at).expect("a route table holds fewer than 2^32 hosts");
             for domain in &host.domains {
@@ -37,17 +38,16 @@ impl HostIndex {
                     b"*" => {
                         index.any.get_or_insert(at);
                     }
-                    [b'*', suffix @ ..] => insert(&mut index.suffixes, suffix, at),
-                    [prefix @ .., b'*'] => insert(&mut index.prefixes, prefix, at),
+                    [b'*', suffix @ ..] => suffixes.push((suffix.iter().rev().copied().collect::<Vec<u8>>(), at)),
+                    [prefix @ .., b'*'] => prefixes.push((prefix.to_vec(), at)),
                     exact => {
                         index.exact.entry(exact.into()).or_insert(at);
                     }
                 }
             }
         }
-        for wildcards in [&mut index.suffixes, &mut index.prefixes] {
-            wildcards.sort_by_key(|(length, _)| std::cmp::Reverse(*length));
-        }
+        index.suffixes = build_trie(&suffixes);
+        index.prefixes = build_trie(&prefixes);
         index
     }
 
@@ -61,30 +61,57 @@ impl HostIndex {
                 lower.make_ascii_lowercase();
                 self.find_lower(lower)
             }
-            None => self.find_lower(&host.to_ascii_lowercase()),
+            None => self.find_lower(&mut host.to_ascii_lowercase()),
         };
         found.and_then(|at| usize::try_from(at).ok())
     }
 
-    fn find_lower(&self, host: &[u8]) -> Option<u32> {
-        if let Some(at) = self.exact.get(host) {
+    /// `host` is turned round on the way.
+    fn find_lower(&self, host: &mut [u8]) -> Option<u32> {
+        if let Some(at) = self.exact.get(&*host) {
             return Some(*at);
         }
-        let suffix = self.suffixes.iter().filter(|(length, _)| *length < host.len());
-        if let Some(at) = suffix.filter_map(|(length, by)| by.get(&host[host.len() - length..])).next() {
-            return Some(*at);
-        }
-        let prefix = self.prefixes.iter().filter(|(length, _)| *length < host.len());
-        prefix.filter_map(|(length, by)| by.get(&host[..*length])).next().copied().or(self.any)
+        let prefix = longest(&self.prefixes, host);
+        host.reverse();
+        longest(&self.suffixes, host).or(prefix).or(self.any)
     }
 }
 
-fn insert(wildcards: &mut Wildcards, key: &[u8], at: u32) {
-    let place = wildcards.iter().position(|(length, _)| *length == key.len()).unwrap_or_else(|| {
-        wildcards.push((key.len(), HashMap::new()));
-        wildcards.len() - 1
-    });
-    wildcards[place].1.entry(key.into()).or_insert(at);
+fn build_trie(fixed: &[(Vec<u8>, u32)]) -> Trie {
+    Trie::build(fixed.iter().map(|(path, place)| Key { path, is_exact: false, place: *place }).collect())
+}
+
+/// The host of the longest fixed part that leaves at least one byte for the `*`; of equal ones the first.
+fn longest(wildcards: &Trie, host: &[u8]) -> Option<u32> {
+    let mut found = None;
+    let (_, before) = host.split_last()?;
+    wildcards.walk(before, |places| found = places.first().copied());
+    found
+}
+
+/// A short hash of few steps. Only configured domains are put under it, so nobody outside chooses what collides.
+#[derive(Debug, Default)]
+struct Folded(u64);
+
+impl Folded {
+    fn fold(&mut self, word: u64) {
+        let product = u128::from(self.0 ^ word) * 0x9E37_79B9_7F4A_7C15;
+        // Both halves in one: a plain product would leave its low bits to the low bytes alone.
+        self.0 = (product ^ (product >> 64)) as u64;
+    }
+}
+
+impl Hasher for Folded {
+    fn write(&mut self, bytes: &[u8]) {
+        let (words, rest) = bytes.as_chunks();
+        words.iter().for_each(|word| self.fold(u64::from_le_bytes(*word)));
+        let last = rest.iter().fold(1, |word, b| (word << 8) | u64::from(*b));
+        self.fold(last);
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
 }
 
 /// The same by walking every domain.

@@ -70,10 +70,7 @@ impl Index {
         let Some(host_index) = self.hosts.find(request.authority()) else { return Found::NoHost };
         let host = &self.table.virtual_hosts[host_index];
         let fits = |place: usize| matching::matches(&host.routes[place].matches, request, chance);
-        let found = match self.routes[host_index].candidates(request.path()) {
-            Some(mut candidates) => candidates.find(|place| fits(*place)),
-            None => (0..host.routes.len()).find(|place| fits(*place)),
-        };
+        let found = self.routes[host_index].first(request.path(), host.routes.len(), fits);
         match found {
             Some(route_index) => Found::Route { host, host_index, route: &host.routes[route_index], route_index },
             None => Found::NoRoute { host, host_index },
@@ -82,12 +79,12 @@ impl Index {
 }
 
 impl RouteIndex {
-    /// Places of the routes whose path may match, ascending; `None`: too many lists to merge.
-    fn candidates(&self, path: &[u8]) -> Option<Candidates<'_>> {
+    /// The first of `count` routes that fits, looking at none whose path cannot match.
+    fn first(&self, path: &[u8], count: usize, fits: impl Fn(usize) -> bool) -> Option<usize> {
         let mut candidates = Candidates { lists: [&[]; LISTS], count: 0 };
-        let mut fits = candidates.push(&self.unindexed);
-        self.trie.walk(path, |places| fits &= candidates.push(places));
-        fits.then_some(candidates)
+        let mut has_all = candidates.push(&self.unindexed);
+        self.trie.walk(path, |places| has_all &= candidates.push(places));
+        if has_all { candidates.find(|place| fits(*place)) } else { (0..count).find(|place| fits(*place)) }
     }
 }
 
@@ -114,6 +111,11 @@ impl Iterator for Candidates<'_> {
 
     fn next(&mut self) -> Option<usize> {
         let lists = &mut self.lists[..self.count];
+        if let [only] = lists {
+            let (place, rest) = only.split_first()?;
+            *only = rest;
+            return usize::try_from(*place).ok();
+        }
         let least = lists.iter_mut().filter(|list| !list.is_empty()).min_by_key(|list| list[0])?;
         let place = least[0];
         *least = &least[1..];
