@@ -18,35 +18,34 @@ use crate::fault::Kind;
 pub(super) struct Deadlines {
     timer: Sleep,
     armed: Instant,
-    bounds: Vec<Bound>,
+    /// When each of [`BOUNDS`] happens.
+    bounds: [Option<Instant>; BOUNDS.len()],
     idle: Option<(Duration, Instant)>,
 }
 
-#[derive(Debug)]
-struct Bound {
-    at: Instant,
-    kind: Kind,
-}
+/// What happens at a point in time. Of those at the same point the first here counts.
+const BOUNDS: [Kind; 5] =
+    [Kind::HeadTimeout, Kind::RequestTimeout, Kind::RouteTimeout, Kind::PerTryTimeout, Kind::StreamIdle];
 
 impl Deadlines {
     /// Nothing bound yet.
     pub(super) fn new() -> Self {
         // Armed far off: an hour later it looks, finds nothing due and is set anew.
         let armed = now() + Duration::from_secs(3600);
-        Self { timer: sleep_until(armed), armed, bounds: Vec::new(), idle: None }
+        Self { timer: sleep_until(armed), armed, bounds: [None; BOUNDS.len()], idle: None }
     }
 
     /// Forgets every bound.
     pub(super) fn clear(&mut self) {
-        self.bounds.clear();
+        self.bounds = [None; BOUNDS.len()];
         self.idle = None;
     }
 
     /// From now on `kind` happens at `at`; `None` lifts it.
     pub(super) fn set(&mut self, kind: Kind, at: Option<Instant>) {
-        self.bounds.retain(|bound| bound.kind != kind);
+        let Some(place) = place(kind) else { return };
+        self.bounds[place] = at;
         if let Some(at) = at {
-            self.bounds.push(Bound { at, kind });
             self.arm(at);
         }
     }
@@ -68,7 +67,7 @@ impl Deadlines {
 
     /// When `kind` happens.
     pub(super) fn at(&self, kind: Kind) -> Option<Instant> {
-        self.bounds.iter().find(|bound| bound.kind == kind).map(|bound| bound.at)
+        self.bounds[place(kind)?]
     }
 
     /// Ready with the first bound that has passed.
@@ -89,7 +88,8 @@ impl Deadlines {
 
     fn soonest(&self) -> Option<(Instant, Kind)> {
         let idle = self.idle.map(|(span, since)| (since + span, Kind::StreamIdle));
-        self.bounds.iter().map(|bound| (bound.at, bound.kind)).chain(idle).min_by_key(|(at, _)| *at)
+        let bounds = self.bounds.iter().zip(BOUNDS).filter_map(|(at, kind)| Some(((*at)?, kind)));
+        bounds.chain(idle).min_by_key(|(at, _)| *at)
     }
 
     fn arm(&mut self, at: Instant) {
@@ -99,4 +99,11 @@ impl Deadlines {
             self.timer.reset(at);
         }
     }
+}
+
+#[inline]
+fn place(kind: Kind) -> Option<usize> {
+    let place = BOUNDS.iter().position(|bound| *bound == kind);
+    debug_assert!(place.is_some(), "{kind:?} has no place among the deadlines");
+    place
 }

@@ -400,9 +400,13 @@ impl Downstream {
     fn judge_answer(&mut self, forwarding: &mut Forwarding<'_>, answered: &Answered) -> Decision {
         let view = self.response_table.view(&answered.head);
         let has_header = |name: &str| view.header(name.as_bytes()).is_some();
+        let retry = forwarding.action.retry.as_deref();
+        if !retry.is_some_and(|retry| policy::asks_on_answer(retry, answered.status, &has_header)) {
+            return Decision::Pass;
+        }
         let attempt = self.attempt(forwarding, Sent::Maybe, false);
         let outcome = policy::Outcome::Status { status: answered.status, has_header: &has_header };
-        let decision = policy::decide(forwarding.action.retry.as_deref(), &attempt, &outcome, &self.worker.chance);
+        let decision = policy::decide(retry, &attempt, &outcome, &self.worker.chance);
         within_budget(forwarding, decision)
     }
 

@@ -135,17 +135,21 @@ fn is_harmless(policy: &RetryPolicy, attempt: &Attempt, outcome: &Outcome<'_>) -
 
 /// The policy asks for a retry of this outcome.
 fn asks(policy: &RetryPolicy, attempt: &Attempt, outcome: &Outcome<'_>) -> bool {
-    let on = &policy.on;
     match *outcome {
-        Outcome::Fault(fault) => asks_on_fault(on, fault.kind, attempt.sent),
-        Outcome::Status { status, has_header } => {
-            (on.any_5xx && (500..=599).contains(&status))
-                || (on.gateway_error && (502..=504).contains(&status))
-                || (on.retriable_4xx && status == 409)
-                || (on.status_codes && policy.status_codes.contains(&status))
-                || (on.response_headers && policy.response_headers.iter().any(|name| has_header(name)))
-        }
+        Outcome::Fault(fault) => asks_on_fault(&policy.on, fault.kind, attempt.sent),
+        Outcome::Status { status, has_header } => asks_on_answer(policy, status, has_header),
     }
+}
+
+/// The policy asks for a retry of an answer of that status. When it does not, [`decide`] says [`Decision::Pass`]
+/// whatever the try was: a caller that asks this first need not gather the rest.
+pub fn asks_on_answer(policy: &RetryPolicy, status: u16, has_header: &dyn Fn(&str) -> bool) -> bool {
+    let on = &policy.on;
+    (on.any_5xx && (500..=599).contains(&status))
+        || (on.gateway_error && (502..=504).contains(&status))
+        || (on.retriable_4xx && status == 409)
+        || (on.status_codes && policy.status_codes.contains(&status))
+        || (on.response_headers && policy.response_headers.iter().any(|name| has_header(name)))
 }
 
 /// Which faults are the upstream's silence. What this proxy refused by itself (limits, no endpoint, its deadline) would be

@@ -280,6 +280,7 @@ fn each_word_of_retry_on_asks_for_its_outcomes() {
         for status in [200, 400, 409, 418, 429, 499, 500, 501, 502, 503, 504, 505, 599] {
             let asked = statuses.contains(&status) || (word == "5xx" && status >= 500);
             assert_eq!(is_retry(on_status(Some(&policy), &FIRST, status)), asked, "{word} {status}");
+            assert_eq!(asks_on_answer(&policy, status, &|_| false), asked, "{word} {status}");
         }
     }
     let unsent = Attempt { sent: Sent::Nothing, idempotent: false, ..FIRST };
