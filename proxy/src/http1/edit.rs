@@ -427,12 +427,17 @@ pub(super) fn put_connection(connection: Connection, out: &mut Vec<u8>) {
 fn put_address(address: IpAddr, out: &mut Vec<u8>) {
     match address {
         IpAddr::V4(address) => {
-            for (at, octet) in address.octets().into_iter().enumerate() {
-                if at > 0 {
-                    out.push(b'.');
+            let mut text = [0; 16];
+            let mut end = 0;
+            for octet in address.octets() {
+                for (least, digit) in [(100, octet / 100), (10, octet / 10 % 10), (0, octet % 10)] {
+                    text[end] = b'0' + digit;
+                    end += usize::from(octet >= least);
                 }
-                put_number(u64::from(octet), out);
+                text[end] = b'.';
+                end += 1;
             }
+            out.extend_from_slice(&text[..end - 1]);
         }
         // Writing to a Vec cannot fail.
         IpAddr::V6(address) => {

@@ -299,7 +299,7 @@ fn parse_authority(text: &[u8]) -> Result<(), Kind> {
         _ => {
             let colon = memchr::memchr(b':', text);
             let name = &text[..colon.unwrap_or(text.len())];
-            let fine = !name.is_empty() && name.iter().all(|&b| is_name_byte(b));
+            let fine = !name.is_empty() && name.iter().all(|&b| HOST[usize::from(b)]);
             (fine, colon.map(|colon| &text[colon + 1..]))
         }
     };
@@ -312,13 +312,17 @@ fn parse_authority(text: &[u8]) -> Result<(), Kind> {
 }
 
 /// Unreserved, percent and those sub-delimiters of RFC 3986 that do not join two hosts into one.
-fn is_name_byte(b: u8) -> bool {
-    b.is_ascii_alphanumeric()
-        || matches!(
-            b,
-            b'-' | b'.' | b'_' | b'~' | b'%' | b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+' | b';' | b'='
-        )
-}
+static HOST: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut b = 0;
+    while b < 256 {
+        table[b] = (b as u8).is_ascii_alphanumeric()
+            || matches!(b as u8, b'-' | b'.' | b'_' | b'~' | b'%' | b'!' | b'$' | b'&' | b'\'' | b'(' | b')')
+            || matches!(b as u8, b'*' | b'+' | b';' | b'=');
+        b += 1;
+    }
+    table
+};
 
 /// A parsed request head: a table and the bytes it was made from.
 #[derive(Clone, Copy, Debug)]

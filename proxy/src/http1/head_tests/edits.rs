@@ -67,6 +67,15 @@ fn every_request_edit_has_its_place() {
 }
 
 #[test]
+fn the_clients_address_is_appended_as_it_is_spelled() {
+    for address in ["0.0.0.0", "127.0.0.1", "9.10.99.100", "255.255.255.255", "2001:db8::1"] {
+        let edits = RequestEdits { forwarded_for: address.parse().ok(), ..RequestEdits::default() };
+        let text = forwarded(b"GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 10.0.0.1\r\n\r\n", &edits);
+        assert!(text.contains(&format!("\r\nx-forwarded-for: 10.0.0.1, {address}\r\n")), "{text}");
+    }
+}
+
+#[test]
 fn http_10_goes_on_as_11() {
     let text = forwarded(b"GET / HTTP/1.0\r\nHost: a\r\nConnection: keep-alive\r\n\r\n", &RequestEdits::default());
     assert_eq!(text, "GET / HTTP/1.1\r\nHost: a\r\nx-forwarded-proto: http\r\n\r\n");
