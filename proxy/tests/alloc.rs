@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 use outrigger_proxy::bootstrap;
 use outrigger_proxy::config::{ListenerName, Publisher, Reader, Snapshot};
 use outrigger_proxy::drain::Drain;
-use outrigger_proxy::listener;
+use outrigger_proxy::listener::{self, Crew};
 use outrigger_proxy::stats::Registry;
 use outrigger_proxy::worker::{Shared, Worker};
 use outrigger_reactor::{DriverKind, Mailbox, Options, Runtime, Sender, mailbox, spawn};
@@ -146,10 +146,11 @@ fn spawn_worker(driver: DriverKind, upstream: SocketAddr) -> (SocketAddr, Sender
 }
 
 async fn serve(seed: (Arc<Shared>, Reader), name: ListenerName, socket: TcpListener, mut asks: Mailbox<Ask>) {
-    let worker = Worker::new(seed.0, seed.1, 7);
+    let (crew, _inbox) = Crew::muster(1).remove(0);
+    let worker = Worker::new(seed.0, seed.1, 7, crew.load().clone());
     let socket = outrigger_reactor::TcpListener::from_std(socket).unwrap();
     let stop = Drain::default();
-    let _accepting = spawn(listener::accept(worker.clone(), name, socket, stop.watch()));
+    let _accepting = spawn(listener::accept(worker.clone(), crew, name, socket, stop.watch()));
     while let Some(ask) = asks.recv().await {
         let count = counting::allocations();
         ask.count.send(count).unwrap();

@@ -44,7 +44,7 @@ fn worker(resources: &Resources) -> (Rc<Worker>, Publisher) {
     shared.follow(&snapshot);
     let publisher = Publisher::new();
     publisher.publish(Arc::new(snapshot));
-    (Worker::new(shared, publisher.reader(), 7), publisher)
+    (Worker::new(shared, publisher.reader(), 7, Arc::default()), publisher)
 }
 
 /// Walks `items` for ever.

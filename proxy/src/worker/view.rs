@@ -10,8 +10,8 @@ use outrigger_reactor::now;
 
 use super::{Cluster, Worker};
 use crate::config::{
-    ClusterIndex, ClusterName, HttpConnectionConfig, ListenerConfig, ListenerName, LocalRateLimit, Protocol, RouteTable,
-    Snapshot,
+    ClusterIndex, ClusterName, HttpConnectionConfig, ListenerConfig, ListenerName, LocalRateLimit, Protocol,
+    RouteTable, Snapshot,
 };
 use crate::policy::TokenBucket;
 use crate::route;
