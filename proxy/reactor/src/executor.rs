@@ -488,14 +488,22 @@ impl<T> fmt::Debug for Task<T> {
     }
 }
 
-/// Spawns on the current thread's runtime. Panics outside one.
-#[must_use = "dropping the task aborts it: await it, keep it, or detach it"]
-pub fn spawn<F: Future + 'static>(future: F) -> Task<F::Output> {
-    let core = inside();
-    let join = Rc::new(RefCell::new(Join { output: None, is_finished: false, waker: None }));
-    let ending = join.clone();
-    let whole = Box::pin(async move {
-        let output = future.await;
+/// What a task runs: its future, then the hand-over of the output.
+struct Whole<F: Future> {
+    future: F,
+    ending: Rc<RefCell<Join<F::Output>>>,
+}
+
+impl<F: Future> Future for Whole<F> {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        // SAFETY: `future` is pinned with its whole: it is never moved out, and `Whole` has no drop of its own.
+        let (future, ending) = unsafe {
+            let whole = self.get_unchecked_mut();
+            (Pin::new_unchecked(&mut whole.future), &whole.ending)
+        };
+        let Poll::Ready(output) = future.poll(cx) else { return Poll::Pending };
         let mut join = ending.borrow_mut();
         join.output = Some(output);
         join.is_finished = true;
@@ -504,7 +512,17 @@ pub fn spawn<F: Future + 'static>(future: F) -> Task<F::Output> {
         if let Some(waker) = waker {
             waker.wake();
         }
-    });
+        Poll::Ready(())
+    }
+}
+
+/// Spawns on the current thread's runtime. Panics outside one.
+#[must_use = "dropping the task aborts it: await it, keep it, or detach it"]
+pub fn spawn<F: Future + 'static>(future: F) -> Task<F::Output> {
+    let core = inside();
+    let join = Rc::new(RefCell::new(Join { output: None, is_finished: false, waker: None }));
+    // Not an async block: that would hold the future twice, once as it came and once as it runs.
+    let whole = Box::pin(Whole { future, ending: join.clone() });
     let key = core.tasks.borrow_mut().insert(whole, &core.remote);
     core.ready.borrow_mut().push_back(key);
     Task { core, key, join, is_detached: false }

@@ -21,12 +21,14 @@
 //! **Tests.** `tests/conformance.rs` runs one suite on both drivers; unit and property tests at the foot of each file.
 
 mod buffers;
+mod bufs;
 mod driver;
 mod epoll;
 mod executor;
 mod image;
 mod mailbox;
 mod meters;
+mod nest;
 mod probe;
 mod receive;
 mod ring;
@@ -40,6 +42,7 @@ pub use executor::{Runtime, Task, now, spawn, yield_now};
 pub use image::release_image;
 pub use mailbox::{Mailbox, Sender, mailbox};
 pub use meters::{Counters, counters};
+pub use nest::{Nested, nest};
 
 pub use probe::{Check, IoChoice, Probe, ProbeError, probe};
 pub use socket::{AHEAD_BLOCKS, CLOSING_ACCEPTS, HANDED_BYTES};

@@ -17,7 +17,7 @@ use std::task::{Context, Waker};
 
 use socket2::{SockAddr, SockRef};
 
-use crate::buffers::Buf;
+use crate::bufs::Bufs;
 use crate::driver::owned;
 use crate::meters::Meters;
 
@@ -176,7 +176,7 @@ pub(crate) enum End {
 
 #[derive(Default)]
 pub(crate) struct RecvSide {
-    pub(crate) queue: VecDeque<Buf>,
+    pub(crate) queue: Bufs,
     pub(crate) end: Option<End>,
     pub(crate) waker: Option<Waker>,
     pub(crate) arm: Arm,
@@ -208,7 +208,7 @@ impl RecvSide {
 
 #[derive(Default)]
 pub(crate) struct SendSide {
-    pub(crate) queue: VecDeque<Buf>,
+    pub(crate) queue: Bufs,
     /// Bytes in the queue and in flight.
     pub(crate) queued: usize,
     /// Of these, how many a flush was asked for.
@@ -250,7 +250,7 @@ impl SendSide {
         let mut slices = [(); GATHER].map(|()| IoSlice::new(&[]));
         let mut bytes = 0;
         let mut count = 0;
-        for (slice, part) in slices.iter_mut().zip(&self.queue) {
+        for (slice, part) in slices.iter_mut().zip(self.queue.iter()) {
             if bytes >= self.committed {
                 break;
             }

@@ -19,6 +19,7 @@ use super::path::{Normal, PathRules, normalize};
 use super::respond::{self, Answering};
 use super::server::{ANSWER_TIMEOUT, After, Downstream, Received};
 use super::view::HeadView;
+use super::workspace::{Lease, Workspace};
 use crate::config::{HttpConnectionConfig, Route, RouteAction, VirtualHost};
 use crate::fault::{Fault, Kind};
 use crate::policy::Verdict;
@@ -54,12 +55,12 @@ impl Downstream {
         self.cell.requests.add_one();
         let view = self.worker.view();
         let Some(listener) = view.listener(&self.listener) else { return After::Close };
-        let table = std::mem::take(&mut self.request_table);
-        let mut scratch = std::mem::take(&mut self.scratch);
-        let head = table.view(&received.head);
-        let after = self.admit((&view, listener), (head, received.began), &mut scratch).await;
-        self.request_table = table;
-        self.scratch = scratch;
+        let mut lease = self.workspace.take().unwrap_or_else(Lease::take);
+        let Workspace { request_table, response_table, scratch } = &mut *lease;
+        self.response_table = std::mem::take(response_table);
+        let head = request_table.view(&received.head);
+        let after = self.admit((&view, listener), (head, received.began), scratch).await;
+        *response_table = std::mem::take(&mut self.response_table);
         after
     }
 

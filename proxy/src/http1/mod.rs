@@ -32,6 +32,7 @@ mod server;
 #[cfg(test)]
 mod tests;
 mod view;
+mod workspace;
 
 pub use chunk::{ChunkDecoder, ChunkFault, Step};
 pub use edit::{Connection, RequestEdits, ResponseEdits, Trust, write_request_head, write_response_head};

@@ -7,7 +7,8 @@
 //!    ▼ drain, bad head     ▼ abort ──▶ reset
 //! ```
 //!
-//! **Limits.** An idle connection holds no received block and no snapshot. Requests are served one at a time; pipelined
+//! **Limits.** An idle connection holds no received block, no snapshot and no memory of an exchange: what serves a request
+//! is nested. Requests are served one at a time; pipelined
 //! ones wait in the kernel and in at most a few blocks.
 //!
 //! **Cancel.** Dropping the future closes the connection and whatever exchange is in hand.
@@ -21,13 +22,14 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use outrigger_reactor::{Buf, TcpStream, now, timeout};
+use outrigger_reactor::{Buf, TcpStream, nest, now, timeout};
 
 use super::deadline::Deadlines;
-use super::head::{HeadLimits, RequestTable, Version};
+use super::head::{HeadLimits, Version};
 use super::inlet::{HeadFault, Inlet};
 use super::respond::{self, Answering};
 use super::response::ResponseTable;
+use super::workspace::Lease;
 use crate::config::{HttpConnectionConfig, ListenerName};
 use crate::drain::Watch;
 use crate::fault::{Fault, Kind};
@@ -51,9 +53,10 @@ pub struct Downstream {
     pub(super) stream: TcpStream,
     pub(super) peer: SocketAddr,
     pub(super) inlet: Inlet,
-    pub(super) request_table: RequestTable,
+    /// From the first byte of a request on, until it is served.
+    pub(super) workspace: Option<Lease>,
+    /// Of the answer in hand; an empty one while idle.
     pub(super) response_table: ResponseTable,
-    pub(super) scratch: Vec<u8>,
     pub(super) deadlines: Deadlines,
     pub(super) watch: Watch,
     pub(super) cell: Arc<ListenerCell>,
@@ -92,9 +95,8 @@ impl Downstream {
             stream,
             peer,
             inlet: Inlet::default(),
-            request_table: RequestTable::default(),
+            workspace: None,
             response_table: ResponseTable::default(),
-            scratch: Vec::new(),
             deadlines: Deadlines::new(),
             cell,
             served: 0,
@@ -103,26 +105,26 @@ impl Downstream {
     }
 
     /// Serves requests until either side has had enough.
-    pub async fn serve(mut self) {
+    pub async fn serve(&mut self) {
         loop {
             let Some(http) = self.worker.view().http(&self.listener) else { return };
             match self.read_head(&http).await {
-                Ok(Some(received)) => match self.exchange(received).await {
+                Ok(Some(received)) => match nest(self.exchange(received)).await {
                     After::Keep => {
                         self.served = self.served.saturating_add(1);
                         self.inlet.release();
                     }
-                    After::Close => return self.linger().await,
+                    After::Close => return nest(self.linger()).await,
                     After::Abort => return self.stream.reset_on_close(),
                 },
                 Ok(None) => {
                     // Whoever does not take the rest is not waited for longer.
-                    self.flush().await;
+                    nest(self.flush()).await;
                     return;
                 }
                 Err(kind) => {
                     self.refuse(kind, &http);
-                    return self.linger().await;
+                    return nest(self.linger()).await;
                 }
             }
         }
@@ -137,12 +139,12 @@ impl Downstream {
         let mut is_last_call = false;
         self.deadlines.clear();
         self.deadlines.set(Kind::StreamIdle, http.idle_timeout.map(|span| now() + span));
-        let Self { inlet, stream, request_table, deadlines, watch, .. } = self;
+        let Self { inlet, stream, workspace, deadlines, watch, .. } = self;
         let head = poll_fn(|cx| {
             let mut first = None;
             let polled = inlet.poll_head(stream, cx, |bytes| {
                 first.get_or_insert_with(now);
-                request_table.parse(bytes, &limits)
+                workspace.get_or_insert_with(Lease::take).request_table.parse(bytes, &limits)
             });
             if let (None, Some(first)) = (began, first) {
                 began = Some(first);
@@ -205,7 +207,7 @@ impl Downstream {
 
     /// Ends our side and reads the peer's until it ends too, within bounds: a close with unread bytes would reset the
     /// connection and could take the answer with it.
-    async fn linger(self) {
+    async fn linger(&self) {
         if !self.flush().await || self.stream.shutdown_write().is_err() {
             return;
         }

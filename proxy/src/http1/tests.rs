@@ -130,7 +130,8 @@ fn with_proxy(driver: DriverKind, upstream: SocketAddr, client: impl FnOnce(Sock
         let accepting = Rc::clone(&worker);
         let _accepting = spawn(async move {
             while let Ok((stream, peer)) = listening.accept().await {
-                spawn(super::Downstream::new(accepting.clone(), "in".into(), stream, peer).serve()).detach();
+                let mut connection = super::Downstream::new(accepting.clone(), "in".into(), stream, peer);
+                spawn(async move { connection.serve().await }).detach();
             }
         });
         let (done, mut finished) = outrigger_reactor::mailbox();

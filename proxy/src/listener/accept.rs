@@ -67,7 +67,8 @@ fn serve_stream(worker: &Rc<Worker>, listener: &ListenerName, stream: TcpStream,
         let settings = settings.clone();
         spawn(tcp::Downstream::new(worker, listener, stream).serve(view, settings)).detach();
     } else {
-        spawn(http1::Downstream::new(worker, listener, stream, peer).serve()).detach();
+        let mut connection = http1::Downstream::new(worker, listener, stream, peer);
+        spawn(async move { connection.serve().await }).detach();
     }
 }
 

@@ -10,7 +10,7 @@ use std::task::Waker;
 
 use io_uring::cqueue;
 
-use super::{Op, Ring, WAKE};
+use super::{GATHERS_KEPT, Op, Ring, WAKE};
 use crate::socket::{AHEAD_BLOCKS, Arm, End, Socket};
 
 impl Ring {
@@ -123,7 +123,7 @@ impl Ring {
                 self.meters.recv_bytes.add(result as u64);
                 recv.is_bulk = result as usize == self.pool.block_bytes();
                 recv.was_bulk &= is_armed || recv.is_bulk;
-                recv.queue.extend(bytes);
+                bytes.into_iter().for_each(|bytes| recv.queue.push_back(bytes));
                 woken.extend(recv.waker.take());
             }
             0 => woken.extend(recv.finish(End::Fin)),
@@ -152,8 +152,11 @@ impl Ring {
     fn sent(&mut self, index: u32, socket: &Rc<Socket>, result: i32, woken: &mut Vec<Waker>) {
         let slot = &mut self.slots[index as usize];
         let is_closing = slot.is_closing;
-        if let Some(gather) = &mut slot.gather {
+        if let Some(mut gather) = slot.gather.take() {
             gather.bufs.clear();
+            if self.gathers.len() < GATHERS_KEPT {
+                self.gathers.push(gather);
+            }
         }
         let mut send = socket.send.borrow_mut();
         send.in_flight = 0;

@@ -47,6 +47,8 @@ use crate::socket::{AHEAD_BLOCKS, Arm, Direction, End, GATHER, Notice, Socket, S
 const BUFFER_GROUP: u16 = 0;
 /// Upper half of the `user_data` of the watches that end a sleep; the descriptor is the lower. No slot has this index.
 const WAKE: u64 = (u32::MAX as u64) << 32;
+/// Gathers kept for the next sends.
+const GATHERS_KEPT: usize = 64;
 /// Turns between two attempts to publish fewer blocks.
 const TURNS_PER_NARROW: u64 = 8192;
 
@@ -105,6 +107,9 @@ pub(crate) struct Ring {
     /// Entries that found the submission queue full.
     backlog: VecDeque<squeue::Entry>,
     batch: Vec<cqueue::Entry>,
+    /// Gathers without a send.
+    #[allow(clippy::vec_box, reason = "a gather in the kernel must stay where it is")]
+    gathers: Vec<Box<Gather>>,
     /// Parked streams' slots; those of released sockets are skipped.
     starved: VecDeque<u32>,
     is_capped: bool,
@@ -135,6 +140,7 @@ impl Ring {
             vacant: Vec::new(),
             backlog: VecDeque::new(),
             batch: Vec::new(),
+            gathers: Vec::new(),
             starved: VecDeque::new(),
             is_capped: true,
             quiet: Vec::new(),
@@ -402,14 +408,14 @@ impl Ring {
     fn send(&mut self, index: u32, socket: &Socket, is_quiet: bool) {
         let mut send = socket.send.borrow_mut();
         let slot = &mut self.slots[index as usize];
-        let gather = slot.gather.get_or_insert_with(|| {
+        let gather = slot.gather.insert(self.gathers.pop().unwrap_or_else(|| {
             Box::new(Gather {
                 // SAFETY: all zeros is a valid msghdr: null pointers and zero lengths.
                 header: unsafe { mem::zeroed() },
                 slices: Vec::new(),
                 bufs: Vec::new(),
             })
-        });
+        }));
         let mut bytes = 0;
         gather.slices.clear();
         for buf in send.queue.iter().take(GATHER) {
