@@ -13,6 +13,8 @@ use crate::buffers::Buf;
 /// Deques kept for the next queue, and the most slices that one of them has room for.
 const KEPT: usize = 128;
 const KEPT_SLICES: usize = 64;
+/// Slices that a new deque has room for: a head and a few chunks in their frames.
+pub(crate) const NEW_SLICES: usize = 16;
 
 thread_local! {
     static KEPT_DEQUES: RefCell<Vec<VecDeque<Buf>>> = const { RefCell::new(Vec::new()) };
@@ -26,7 +28,8 @@ impl Bufs {
     fn make_room(&mut self) {
         if self.0.capacity() == 0 {
             // The thread may be ending and its list gone.
-            self.0 = KEPT_DEQUES.try_with(|kept| kept.borrow_mut().pop()).ok().flatten().unwrap_or_default();
+            let kept = KEPT_DEQUES.try_with(|kept| kept.borrow_mut().pop()).ok().flatten();
+            self.0 = kept.unwrap_or_else(|| VecDeque::with_capacity(NEW_SLICES));
         }
     }
 

@@ -206,3 +206,22 @@ fn forwards_over_kept_connections_on_epoll() {
 fn forwards_over_kept_connections_on_uring() {
     forwards_over_kept_connections(DriverKind::Uring);
 }
+
+/// Of what an idle connection holds, its task is the most: see `docs/decisions`, "An idle connection in 1.3 KiB".
+#[test]
+fn the_task_of_a_connection_is_small() {
+    for driver in [DriverKind::Epoll, DriverKind::Uring] {
+        let mut runtime = Runtime::new(driver, &Options::default()).unwrap();
+        runtime.block_on(async {
+            let listening = TcpListener::bind("127.0.0.1:0").unwrap();
+            let stream = std::net::TcpStream::connect(listening.local_addr().unwrap()).unwrap();
+            let stream = outrigger_reactor::TcpStream::from_std(stream).unwrap();
+            let peer = stream.peer_addr();
+            let shared = Shared::new(Arc::<Registry>::default(), Instant::now());
+            let worker = Worker::new(shared, Publisher::new().reader(), 7, Arc::default());
+            let mut connection = super::Downstream::new(worker, "in".into(), stream, peer);
+            let task = async move { connection.serve().await };
+            assert!(size_of_val(&task) <= 800, "{} bytes: nest what is large and rare", size_of_val(&task));
+        });
+    }
+}

@@ -39,6 +39,7 @@ use socket2::SockAddr;
 use self::setup::{build, capped, restrict};
 use crate::Options;
 use crate::buffers::{Buf, BufferRing, Pool};
+use crate::bufs::NEW_SLICES;
 use crate::driver::Wakes;
 use crate::meters::Meters;
 use crate::receive::{Received, receive_now};
@@ -412,8 +413,8 @@ impl Ring {
             Box::new(Gather {
                 // SAFETY: all zeros is a valid msghdr: null pointers and zero lengths.
                 header: unsafe { mem::zeroed() },
-                slices: Vec::new(),
-                bufs: Vec::new(),
+                slices: Vec::with_capacity(NEW_SLICES),
+                bufs: Vec::with_capacity(NEW_SLICES),
             })
         }));
         let mut bytes = 0;
