@@ -1,7 +1,8 @@
 //! Purpose: what the relays share: their command line, `RELAY LISTEN_ADDRESS UPSTREAM_ADDRESS`.
 //!
-//! Shape: one connection upstream for each one downstream, bytes copied through one buffer, nothing read of what they
-//! say. A proxy does all of this and more, so what a relay costs is what a proxy on the same interface cannot undercut.
+//! Shape: one connection upstream for each one downstream, bytes moved through a buffer or a pipe, nothing read of what
+//! they say. A proxy does all of this and more, so what a relay costs is what a proxy on the same interface cannot
+//! undercut.
 //!
 //! Limits: for measuring. A relay serves until it is killed.
 
