@@ -6,8 +6,11 @@ the second. All peers are measured in turn, and that is repeated, so that a slow
 them; figures are medians. CPU is what the scheduler says that the proxy's threads ran, over requests answered.
 
 Ours has every policy on (retries, ejection, circuit limits, a rate limit that does not bind, counts by route); the
-others are bare. The relays only copy bytes: on plain epoll, on our own runtime (proxy/reactor/examples/relay.rs), and
-on tokio-uring. "÷relay" is against the cheapest of them.
+others are bare. The relays only move bytes: on plain epoll, with splice(2), on our own runtime
+(proxy/reactor/examples/relay.rs), and on tokio-uring. "÷relay" is against the cheapest that copies, "÷splice" against
+the one that does not. In the scene tcp every proxy passes the same requests on unread, as a relay always does.
+
+"calls/req" are system calls, counted apart from the timed runs (calls.py).
 """
 
 from __future__ import annotations
@@ -26,19 +29,24 @@ import tempfile
 import time
 from pathlib import Path
 
+import calls
 import measure
 import peers
 import report
 
-SCENES = ("small", "64k", "1m", "idle")
+SCENES = ("small", "64k", "1m", "tcp", "idle")
 FILES = {"64k": 64 << 10, "1m": 1 << 20}
-LIMIT_S = 600.0
-QUICK_LIMIT_S = 120.0
+LIMIT_S = 700.0
+QUICK_LIMIT_S = 170.0
+SPAN_S, QUICK_SPAN_S = 1.6, 0.5
 TITLES = {
     "small": "/ at 4,000 req/s",
     "saturated": "/ saturated",
     "64k": "64 KiB at 1,000 req/s",
     "1m": "1 MiB at 200 req/s",
+    "tcp": "tcp / at 4,000 req/s",
+    "tcp-saturated": "tcp / saturated",
+    "tcp-1m": "tcp 1 MiB at 200 req/s",
     "idle": "idle, served once, one by one",
 }
 
@@ -46,7 +54,7 @@ TITLES = {
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="shorter loads: two minutes at most instead of ten")
+    parser.add_argument("--quick", action="store_true", help="shorter loads: three minutes at most instead of twelve")
     parser.add_argument("--repeat", type=int, metavar="N", help="runs to take the median of [5; 3 with --quick]")
     parser.add_argument("--scene", action="append", choices=SCENES, help="only this scene; may be repeated")
     parser.add_argument("--only", metavar="NAMES", help="only peers whose name begins so, comma-separated")
@@ -90,15 +98,17 @@ def two_cores() -> tuple[int, int]:
 
 def loads(options: argparse.Namespace, scene: str) -> dict[str, measure.Load]:
     """The loads of a scene, by the row they fill."""
-    span_s = 0.8 if options.quick else 2.5
-    connections = options.connections
-    if scene == "small":
-        return {
-            "small": measure.Load("/", connections, 4000, span_s),
-            "saturated": measure.Load("/", connections, None, span_s),
-        }
-    rate = {"64k": 1000, "1m": 200}[scene]
-    return {scene: measure.Load(f"/static/{scene}", min(connections, 8), rate, span_s)}
+    span_s = QUICK_SPAN_S if options.quick else SPAN_S
+    few = min(options.connections, 8)
+    steady = measure.Load("/", options.connections, 4000, span_s)
+    saturated = measure.Load("/", options.connections, None, span_s)
+    large = measure.Load("/static/1m", few, 200, span_s)
+    return {
+        "small": {"small": steady, "saturated": saturated},
+        "64k": {"64k": measure.Load("/static/64k", few, 1000, span_s)},
+        "1m": {"1m": large},
+        "tcp": {"tcp": steady, "tcp-saturated": saturated, "tcp-1m": large},
+    }[scene]
 
 
 def write_files(work: Path) -> None:
@@ -153,12 +163,34 @@ class Comparison:
                     rss_mib, idle_kib = measure.idle_connections(peer, pid, self.options.idle)
                 self.report.row("idle", peer.name, peer.kind).add(rss_mib=rss_mib, idle_kib=idle_kib)
             with measure.running(peer, self.cores[0], self.work) as pid:
-                for scene in (scene for scene in self.scenes if scene != "idle"):
-                    for title, load in loads(self.options, scene).items():
-                        taken = measure.sample(peer, pid, load, self.cores, self.work)
-                        self.report.row(title, peer.name, peer.kind).add(**vars(taken))
+                self.measure_loads(peer, pid, turn)
         except (RuntimeError, OSError, subprocess.TimeoutExpired) as error:
             say(f"{peer.name}: {error}")
+
+
+    def measure_loads(self, peer: peers.Peer, pid: int, turn: int) -> None:
+        """Every load once, and in the first turn the system calls of each, after all that is timed."""
+        targets = self.targets(peer)
+        for (port, load), titles in targets.items():
+            taken = measure.sample(port, pid, load, self.cores, self.work)
+            for title in titles:
+                self.report.row(title, peer.name, peer.kind).add(**vars(taken))
+        if turn > 0:
+            return
+        counted = calls.for_each_request(peer, pid, targets, self.cores[1], self.work)
+        for titles, figure in zip(targets.values(), counted):
+            for title in titles if figure is not None else ():
+                self.report.row(title, peer.name, peer.kind).add(calls=figure)
+
+    def targets(self, peer: peers.Peer) -> dict[tuple[int, measure.Load], list[str]]:
+        """Ports and loads with the rows they fill: for a relay, which has one port, opaque or not is the same load."""
+        found: dict[tuple[int, measure.Load], list[str]] = {}
+        for scene in (scene for scene in self.scenes if scene != "idle"):
+            for title, load in loads(self.options, scene).items():
+                port = peer.tcp_port if title in report.OPAQUE else peer.port
+                if port:
+                    found.setdefault((port, load), []).append(title)
+        return found
 
 
 def shown() -> str:

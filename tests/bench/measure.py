@@ -9,14 +9,15 @@ import socket
 import subprocess
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Iterator
+from typing import Iterator, Sequence
 
 from peers import Peer, find
 
 START_S = 15.0
 STOP_S = 5.0
+WARM_S = 0.3
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
@@ -80,17 +81,19 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def await_answer(peer: Peer, process: subprocess.Popen[bytes], log: Path) -> None:
-    """Returns when a whole answer came through the peer."""
+    """Returns when a whole answer came through each port of the peer."""
     deadline = time.monotonic() + START_S
-    while time.monotonic() < deadline and process.poll() is None:
+    waited = [port for port in (peer.port, peer.tcp_port) if port]
+    while waited and time.monotonic() < deadline and process.poll() is None:
         try:
-            with socket.create_connection(("127.0.0.1", peer.port), 1.0) as stream:
+            with socket.create_connection(("127.0.0.1", waited[0]), 1.0) as stream:
                 ask(stream)
-                return
+                waited.pop(0)
         except OSError:
             time.sleep(0.02)
-    said = log.read_text(errors="replace")[-2000:]
-    raise RuntimeError(f"{peer.name} does not answer on port {peer.port} after {START_S:.0f} s: {said}")
+    if waited:
+        said = log.read_text(errors="replace")[-2000:]
+        raise RuntimeError(f"{peer.name} does not answer on port {waited[0]} after {START_S:.0f} s: {said}")
 
 
 def ask(stream: socket.socket) -> None:
@@ -149,12 +152,13 @@ def core_busy_s(core: int) -> float:
     return 0.0
 
 
-def send(peer: Peer, load: Load, core: int, log: Path) -> list[tuple[bool, int]]:
-    """Runs the load; of every request, whether it was answered with 200 and how long it took."""
+def send(port: int, load: Load, core: int, log: Path, under: Sequence[str] = ()) -> list[tuple[bool, int]]:
+    """Runs the load, `under` a command that watches; of every request, whether it was answered with 200 and how long
+    it took."""
     log.unlink(missing_ok=True)
-    command = [find("h2load") or "h2load", "--h1", "-t1", f"-c{load.connections}", f"-D{round(load.span_s * 1000)}ms"]
+    command = [*under, find("h2load") or "h2load", "--h1", "-t1", f"-c{load.connections}", f"-D{round(load.span_s * 1000)}ms"]
     command += [f"--rps={load.rate / load.connections}"] if load.rate else []
-    command += [f"--log-file={log}", f"http://127.0.0.1:{peer.port}{load.path}"]
+    command += [f"--log-file={log}", f"http://127.0.0.1:{port}{load.path}"]
     done = subprocess.run(
         command,
         stdout=subprocess.PIPE,
@@ -174,15 +178,15 @@ def quantile(ordered: list[int], share: float) -> int:
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
-def sample(peer: Peer, pid: int, load: Load, cores: tuple[int, int], work: Path) -> Sample:
+def sample(port: int, pid: int, load: Load, cores: tuple[int, int], work: Path) -> Sample:
     """The load once to warm up, shortly, and once to be measured."""
     log = work / "h2load.log"
-    send(peer, Load(load.path, load.connections, load.rate, 0.3), cores[1], log)
+    send(port, replace(load, span_s=min(WARM_S, load.span_s / 2)), cores[1], log)
     busy_s, spent_ns, begin = core_busy_s(cores[0]), cpu_ns(pid), time.monotonic()
-    answers = send(peer, load, cores[1], log)
+    answers = send(port, load, cores[1], log)
     spent_ns, busy_s, wall_s = cpu_ns(pid) - spent_ns, core_busy_s(cores[0]) - busy_s, time.monotonic() - begin
     if not answers:
-        raise RuntimeError(f"{peer.name}: no request for {load.path} was answered")
+        raise RuntimeError(f"no request for {load.path} was answered")
     took = sorted(us for _, us in answers)
     return Sample(
         requests=len(took),

@@ -16,7 +16,10 @@ ROOT = HERE.parent.parent
 TARGET = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
 SMALL_BYTES = 128
 # Program on PATH, and the Debian package that brings it.
-PACKAGES = {"nginx": "nginx-light", "haproxy": "haproxy", "h2load": "nghttp2-client"}
+PACKAGES = {"nginx": "nginx-light", "haproxy": "haproxy", "h2load": "nghttp2-client", "strace": "strace"}
+# nginx can pass on opaque bytes only with this module, a package of its own.
+STREAM_MODULE = Path("/usr/lib/nginx/modules/ngx_stream_module.so")
+STREAM_PACKAGE = "libnginx-mod-stream"
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,8 @@ class Peer:
     command: list[str]
     port: int
     kind: str  # ours, peer or relay
+    tcp_port: int | None = None  # where bytes are passed on unread
+    admin_port: int | None = None  # where ours tells its counters
 
 
 def find(program: str) -> str | None:
@@ -37,6 +42,8 @@ def find(program: str) -> str | None:
 def install_missing() -> None:
     """Debian's packages for what is not there, when this is root on Debian."""
     missing = [package for program, package in PACKAGES.items() if not find(program)]
+    if not STREAM_MODULE.exists():
+        missing.append(STREAM_PACKAGE)
     if missing and os.geteuid() == 0 and shutil.which("apt-get"):
         command = ["apt-get", "install", "-y", "-q", "--no-install-recommends", *missing]
         subprocess.run(command, env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"}, stdout=sys.stderr, check=False)
@@ -89,10 +96,10 @@ def ours(proxy: Path, backend_port: int, work: Path) -> list[Peer]:
     """Our proxy on both drivers, every policy on."""
     found = []
     for driver in ("uring", "epoll"):
-        port = free_port()
-        config = render("ours.yaml", work, PORT=port, ADMIN=free_port(), BACKEND=backend_port)
+        port, tcp, admin = free_port(), free_port(), free_port()
+        config = render("ours.yaml", work, PORT=port, TCP=tcp, ADMIN=admin, BACKEND=backend_port)
         command = [str(proxy), "-c", str(config), "--workers", "1", "--io", driver, "--log-level", "error"]
-        found.append(Peer(f"outrigger {driver}", command, port, "ours"))
+        found.append(Peer(f"outrigger {driver}", command, port, "ours", tcp, admin))
     return found
 
 
@@ -110,18 +117,29 @@ def others(backend_port: int, work: Path) -> tuple[list[Peer], dict[str, str]]:
         if not program:
             print(f"{name}: not here, left out", file=sys.stderr)
             continue
-        port = free_port()
-        config = render(template, work, PORT=port, BACKEND=backend_port)
-        found.append(Peer(name, [program, *options, str(config)], port, "peer"))
+        port, tcp = free_port(), free_port()
+        config = render(template, work, PORT=port, TCP=tcp, BACKEND=backend_port)
+        has_tcp = name != "nginx" or with_stream(work, port, tcp, backend_port)
+        found.append(Peer(name, [program, *options, str(config)], port, "peer", tcp if has_tcp else None))
         versions[name] = version([program, *ask])
     return found, versions
 
 
+def with_stream(work: Path, port: int, tcp: int, backend_port: int) -> bool:
+    """Gives nginx its listener for opaque bytes, if its module is here."""
+    if not STREAM_MODULE.exists():
+        print(f"nginx: no {STREAM_MODULE} (package {STREAM_PACKAGE}), left out for tcp", file=sys.stderr)
+        return False
+    render("nginx-stream.conf", work, PORT=port, TCP=tcp, BACKEND=backend_port, MODULE=STREAM_MODULE)
+    return True
+
+
 def relays(floor: Path, ring: Path, backend_port: int) -> list[Peer]:
-    """The floors: plain epoll, tokio-uring, and our own runtime with nothing but copying on it."""
+    """The floors: plain epoll, splice, tokio-uring, and our own runtime with nothing but copying on it."""
     upstream = f"127.0.0.1:{backend_port}"
     known = [
         ("relay epoll", floor / "relay-epoll", []),
+        ("relay splice", floor / "relay-splice", []),
         ("relay ring", ring, ["uring"]),
         ("relay tokio-uring", floor / "relay-tokio-uring", []),
     ]
@@ -131,5 +149,5 @@ def relays(floor: Path, ring: Path, backend_port: int) -> list[Peer]:
             print(f"{name}: {program} is not built, left out", file=sys.stderr)
             continue
         port = free_port()
-        found.append(Peer(name, [str(program), f"127.0.0.1:{port}", upstream, *options], port, "relay"))
+        found.append(Peer(name, [str(program), f"127.0.0.1:{port}", upstream, *options], port, "relay", port))
     return found

@@ -8,7 +8,10 @@ from typing import Any
 from xml.sax.saxutils import escape
 
 DISTURBED = 0.10  # share of the proxy's core that others may take before a row is marked
-RELAY = "relay"
+RELAY, SPLICE = "relay", "splice"
+SPLICE_RELAY = "relay splice"
+BODIES = ("64k", "1m", "tcp-1m")  # rows where moving without copying can pay
+OPAQUE = ("tcp", "tcp-saturated", "tcp-1m")  # rows for the listener that passes bytes on unread
 
 
 @dataclass
@@ -61,15 +64,22 @@ def main_figure(scene: str) -> str:
 
 
 def ratios(report: Report, row: Row) -> dict[str, float]:
-    """Ours against HAProxy, Envoy and the cheapest relay of the same scene and run."""
+    """Ours against HAProxy, Envoy and the relays of the same scene and run, and its p99 against the best peer's."""
     figure = main_figure(row.scene)
-    own = row.middle(figure)
+    own, own_p99 = row.middle(figure), row.middle("p99_us")
     if row.kind != "ours" or own is None:
         return {}
-    rest = {other.peer: other.middle(figure) for other in report.rows if other.scene == row.scene}
-    floors = [value for peer, value in rest.items() if peer.startswith(RELAY) and value]
-    against = {"haproxy": rest.get("haproxy"), "envoy": rest.get("envoy"), RELAY: min(floors, default=None)}
-    return {name: own / value for name, value in against.items() if value}
+    others = [other for other in report.rows if other.scene == row.scene]
+    rest = {other.peer: other.middle(figure) for other in others}
+    copying = [value for peer, value in rest.items() if peer.startswith(RELAY) and peer != SPLICE_RELAY and value]
+    against = {"haproxy": rest.get("haproxy"), "envoy": rest.get("envoy"), RELAY: min(copying, default=None)}
+    if row.scene in BODIES:
+        against[SPLICE] = rest.get(SPLICE_RELAY)
+    found = {name: own / value for name, value in against.items() if value}
+    best_p99 = min((other.middle("p99_us") or 0 for other in others if other.kind == "peer"), default=None)
+    if own_p99 and best_p99:
+        found["p99"] = own_p99 / best_p99
+    return found
 
 
 def is_disturbed(row: Row) -> bool:
@@ -77,31 +87,34 @@ def is_disturbed(row: Row) -> bool:
     return (row.middle("foreign") or 0.0) > DISTURBED
 
 
-def number(value: float | None, digits: int = 0) -> str:
-    """A figure for the table; nothing when it was not measured."""
-    return "" if value is None else f"{value:,.{digits}f}"
+def number(value: float | None, digits: int = 0, missing: str = "") -> str:
+    """A figure for the table; `missing` when it was not measured."""
+    return missing if value is None else f"{value:,.{digits}f}"
 
 
 LOAD_COLUMNS = [
     ("µs CPU/req", "cpu_us", 1), ("req/s", "per_second", 0), ("p50 µs", "p50_us", 0), ("p99 µs", "p99_us", 0),
-    ("p99.9 µs", "p999_us", 0), ("RSS MiB", "rss_mib", 1),
+    ("p99.9 µs", "p999_us", 0), ("RSS MiB", "rss_mib", 1), ("calls/req", "calls", 1),
 ]  # fmt: skip
 IDLE_COLUMNS = [("KiB/connection", "idle_kib", 2), ("RSS MiB", "rss_mib", 1)]
-RATIO_COLUMNS = [("÷HAProxy", "haproxy"), ("÷Envoy", "envoy"), ("÷relay", RELAY)]
+RATIO_COLUMNS = [
+    ("÷HAProxy", "haproxy"), ("÷Envoy", "envoy"), ("÷relay", RELAY), ("÷splice", SPLICE), ("p99 ÷best peer", "p99"),
+]  # fmt: skip
 
 
 def scene_lines(report: Report, scene: str) -> list[list[str]]:
-    """The cells of one scene, its title and heads first."""
+    """The cells of one scene, its title and heads first; of the ratios, those that there are."""
     columns = IDLE_COLUMNS if scene == "idle" else LOAD_COLUMNS
-    lines = [[report.titles[scene], *(head for head, _, _ in columns), *(head for head, _ in RATIO_COLUMNS)]]
-    for row in (row for row in report.rows if row.scene == scene):
-        against = ratios(report, row)
+    rows = [(row, ratios(report, row)) for row in report.rows if row.scene == scene]
+    shown = [(head, name) for head, name in RATIO_COLUMNS if any(name in against for _, against in rows)]
+    lines = [[report.titles[scene], *(head for head, _, _ in columns), *(head for head, _ in shown)]]
+    for row, against in rows:
         bad = sum(row.values.get("bad", []))
         note = (" *" if is_disturbed(row) else "") + (f" ({bad:.0f} failed)" if bad else "")
         lines.append([
             row.peer + note,
-            *(number(row.middle(figure), digits) for _, figure, digits in columns),
-            *(number(against.get(name), 2) for _, name in RATIO_COLUMNS),
+            *(number(row.middle(figure), digits, "-") for _, figure, digits in columns),
+            *(number(against.get(name), 2) for _, name in shown),
         ])  # fmt: skip
     return lines
 
