@@ -10,7 +10,8 @@ others are bare. The relays only move bytes: on plain epoll, with splice(2), on 
 (proxy/reactor/examples/relay.rs), and on tokio-uring. "÷relay" is against the cheapest that copies, "÷splice" against
 the one that does not. In the scene tcp every proxy passes the same requests on unread, as a relay always does.
 
-"calls/req" are system calls, counted apart from the timed runs (calls.py).
+"calls/req" are system calls, counted apart from the timed runs (calls.py). All of it runs in a network of its own, where
+the machine's congestion control does not pace (network.py); the first line of the table names the one in use.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from pathlib import Path
 
 import calls
 import measure
+import network
 import peers
 import report
 
@@ -62,6 +64,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--install", action="store_true", help="first install Debian's packages that are missing")
     parser.add_argument("--connections", type=int, default=32, help="client connections [32]")
     parser.add_argument("--idle", type=int, default=1000, metavar="N", help="connections of the scene idle [1000]")
+    parser.add_argument("--machine-network", action="store_true", help="stay in the machine's network, paced or not")
     parser.add_argument("--out", type=Path, default=peers.TARGET / "bench", help="folder for bench.json and bench.svg")
     parser.add_argument("--proxy", type=Path, default=peers.TARGET / "release/outrigger-proxy", help="our binary")
     parser.add_argument("--ring-relay", type=Path, default=peers.TARGET / "release/examples/relay", help="our relay")
@@ -84,6 +87,7 @@ def machine() -> dict[str, str]:
         "cpu": cpu,
         "cores": str(os.cpu_count()),
         "kernel": platform.release(),
+        "congestion_control": network.congestion_control(),
         "load": Path("/proc/loadavg").read_text().split()[0],
     }
 
@@ -224,6 +228,9 @@ def main() -> None:
     raise_file_limit()
     if options.install:
         peers.install_missing()
+    if not options.machine_network:
+        peers.find_envoy()  # fetched while there is a way to fetch it
+        network.enter()
     work = Path(tempfile.mkdtemp(prefix="outrigger-bench-"))
     try:
         write_files(work)

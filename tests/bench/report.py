@@ -123,7 +123,7 @@ def table(report: Report) -> str:
     """The whole comparison, aligned."""
     lines = [
         f"{report.machine['cpu']}, {report.machine['cores']} cores, Linux {report.machine['kernel']}; "
-        f"median of {report.runs}",
+        f"TCP {report.machine['congestion_control']}; median of {report.runs}",
         "; ".join(f"{name} {version}" for name, version in report.versions.items()),
     ]
     for scene in report.scenes():
