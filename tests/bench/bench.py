@@ -10,8 +10,8 @@ others are bare. The relays only move bytes: on plain epoll, with splice(2), on 
 (proxy/reactor/examples/relay.rs), and on tokio-uring. "÷relay" is against the cheapest that copies, "÷splice" against
 the one that does not. In the scene tcp every proxy passes the same requests on unread, as a relay always does.
 
-"calls/req" are system calls, counted apart from the timed runs (calls.py). All of it runs in a network of its own, where
-the machine's congestion control does not pace (network.py); the first line of the table names the one in use.
+"calls/req" are system calls, counted apart from the timed runs (calls.py). All of it runs in a network of its own,
+where no sender is paced (network.py); the first line of the table names the congestion control in use.
 """
 
 from __future__ import annotations

@@ -156,7 +156,8 @@ def send(port: int, load: Load, core: int, log: Path, under: Sequence[str] = ())
     """Runs the load, `under` a command that watches; of every request, whether it was answered with 200 and how long
     it took."""
     log.unlink(missing_ok=True)
-    command = [*under, find("h2load") or "h2load", "--h1", "-t1", f"-c{load.connections}", f"-D{round(load.span_s * 1000)}ms"]
+    command = [*under, find("h2load") or "h2load", "--h1", "-t1", f"-c{load.connections}"]
+    command += [f"-D{round(load.span_s * 1000)}ms"]
     command += [f"--rps={load.rate / load.connections}"] if load.rate else []
     command += [f"--log-file={log}", f"http://127.0.0.1:{port}{load.path}"]
     done = subprocess.run(

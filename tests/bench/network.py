@@ -34,7 +34,8 @@ def enter() -> None:
         CONGESTION_CONTROL.write_text(CHOSEN)
         return
     apart = ["unshare", "--net"]
-    if not shutil.which(apart[0]) or subprocess.run([*apart, "true"], stderr=subprocess.DEVNULL, check=False).returncode:
+    may = shutil.which(apart[0]) and subprocess.run([*apart, "true"], stderr=subprocess.DEVNULL, check=False)
+    if not may or may.returncode:
         print(f"no network of our own (unshare, root): TCP stays {congestion_control()}", file=sys.stderr)
         return
     # The process stays the same one, so its id tells the two runs of this function apart.

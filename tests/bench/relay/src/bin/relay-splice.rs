@@ -1,9 +1,9 @@
 //! Purpose: a byte relay with splice(2): what bodies and opaque bytes cost when nothing is copied to user space.
 //!
 //! Shape: a table by descriptor, on plain level-triggered epoll. Each message is one wait, one splice from the socket
-//! into a pipe, and one from the pipe into the other socket. Pipes are lent from a pool: one that the socket emptied goes
-//! back at once, one that it did not stays with that end, and nothing more is read for it meanwhile. An end that closes
-//! takes the other with it.
+//! into a pipe, and one from the pipe into the other socket. Pipes are lent from a pool: one that the socket emptied
+//! goes back at once, one that it did not stays with that end, and nothing more is read for it meanwhile. An end that
+//! closes takes the other with it.
 //!
 //! Limits: connects to its upstream in the loop, which on loopback does not wait.
 
