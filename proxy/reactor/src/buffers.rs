@@ -365,7 +365,7 @@ impl Buf {
         Self { storage: Storage::Pooled(block), start: 0, end }
     }
 
-    fn built(bytes: Rc<Vec<u8>>) -> Self {
+    pub(crate) fn built(bytes: Rc<Vec<u8>>) -> Self {
         let end = bytes.len();
         Self { storage: Storage::Built(bytes), start: 0, end }
     }

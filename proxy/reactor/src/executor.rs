@@ -236,6 +236,8 @@ impl Core {
             recv_bytes: meters.recv_bytes.read(),
             sent_bytes: meters.sent_bytes.read(),
             spliced_bytes: meters.spliced_bytes.read(),
+            zc_sends: meters.zc_sends.read(),
+            zc_copied: meters.zc_copied.read(),
             buffers_in_use: self.pool.in_use() as u64,
             buffer_exhausted: meters.buffer_exhausted.read(),
             tasks_live: self.tasks.borrow().live as u64,

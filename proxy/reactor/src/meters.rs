@@ -25,6 +25,10 @@ pub struct Counters {
     pub sent_bytes: u64,
     /// Bytes moved from socket to socket inside the kernel: neither received nor sent by this process.
     pub spliced_bytes: u64,
+    /// Sends whose bytes the kernel was to read in place (0 on epoll).
+    pub zc_sends: u64,
+    /// Of these, those that it copied after all.
+    pub zc_copied: u64,
     /// Pool blocks held by a [`Buf`](crate::Buf) now.
     pub buffers_in_use: u64,
     /// Times a receive found no block to fill.
@@ -71,6 +75,8 @@ pub(crate) struct Meters {
     pub(crate) recv_bytes: Meter,
     pub(crate) sent_bytes: Meter,
     pub(crate) spliced_bytes: Meter,
+    pub(crate) zc_sends: Meter,
+    pub(crate) zc_copied: Meter,
     pub(crate) buffer_exhausted: Meter,
     pub(crate) sockets_open: Meter,
 }

@@ -120,7 +120,7 @@ type Look = fn() -> Result<String, String>;
 fn set_up() -> Result<String, String> {
     let ring = setup::build(8).map_err(|error| explain(&error))?;
     let restricted = match setup::restrict(&ring) {
-        Ok(()) => format!("restricted to {} operations", setup::OPCODES.len()),
+        Ok(count) => format!("restricted to {count} operations"),
         Err(error) => format!("not restricted: {error}"),
     };
     enter_once(ring).map_err(|error| format!("io_uring_enter: {}", explain(&error)))?;
@@ -149,7 +149,9 @@ fn ask_opcodes() -> Result<String, String> {
     let missing: Vec<_> =
         setup::OPCODES.iter().filter(|(_, code)| !probe.is_supported(*code)).map(|(name, _)| *name).collect();
     if missing.is_empty() {
-        let names: Vec<_> = setup::OPCODES.iter().map(|(name, _)| *name).collect();
+        // Those that it can do without are named where they are there.
+        let more = if setup::knows_zero_copy(&ring) { &setup::ZERO_COPY[..] } else { &[] };
+        let names: Vec<_> = setup::OPCODES.iter().chain(more).map(|(name, _)| *name).collect();
         Ok(names.join(" "))
     } else {
         Err(format!("the kernel lacks {}", missing.join(" ")))

@@ -10,7 +10,7 @@ use std::task::Waker;
 
 use io_uring::cqueue;
 
-use super::{GATHERS_KEPT, Op, Ring, WAKE};
+use super::{GATHERS_KEPT, OP_BITS, Op, Ring, WAKE};
 use crate::socket::{AHEAD_BLOCKS, Arm, End, Socket};
 
 impl Ring {
@@ -70,12 +70,17 @@ impl Ring {
         let Some(op) = Op::of(user_data) else { return };
         let slot = &mut self.slots[index as usize];
         debug_assert_eq!(u64::from(slot.generation), user_data >> 8 & 0xff_ffff);
+        if cqueue::notif(completion.flags()) {
+            self.given_back(index, user_data as u8 >> OP_BITS, completion.result());
+            return;
+        }
         let Some(socket) = slot.socket.clone() else {
             return;
         };
         if op == Op::Cancel {
             slot.cancels -= 1;
-        } else if is_last {
+        } else if is_last || op == Op::Send {
+            // What follows a send's completion is about its bytes, not about the operation.
             slot.in_flight &= !op.bit();
         }
         let is_closing = slot.is_closing;
@@ -95,7 +100,10 @@ impl Ring {
                 woken.extend(send.waker.take());
             }
             Op::Recv => self.received(index, &socket, completion, woken),
-            Op::Send => self.sent(index, &socket, result, woken),
+            Op::Send => {
+                let result = self.settle_loan(index, result, !is_last);
+                self.sent(index, &socket, result, woken);
+            }
         }
         if is_closing {
             self.retire(index);

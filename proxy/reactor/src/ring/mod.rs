@@ -1,14 +1,17 @@
 //! **Purpose.** The io_uring driver: the ring is the only sleeping point, one system call submits and waits.
 //!
 //! **Shape.** A [`Slot`] per socket holds the memory of its operations and counts those in the kernel. `user_data` is
-//! slot (32 bits) · generation (24) · operation (8). Receives are multishot into the buffer ring, capped so that they
-//! stop by themselves [`AHEAD_BLOCKS`] ahead of the reader; sends go one at a time; a listener is watched by a poll.
+//! slot (32 bits) · generation (24) · loan (5) · operation (3). Receives are multishot into the buffer ring, capped so
+//! that they stop by themselves [`AHEAD_BLOCKS`] ahead of the reader; sends go one at a time; a listener is watched by a
+//! poll.
 //! ```text
 //!   open ─► operations come and go ─► release: cancel each ─► last completion ─► close the descriptor ─► slot vacant
 //! ```
 //! **Quiet sends.** A small send whose success nobody waits for is told not to block and to complete only when it fails:
 //! its success is that the submission is over and no failure came. So a request that is passed on costs one system call,
 //! which sends it and sleeps until the answer, instead of one that returns with the send's completion and a second.
+//!
+//! **Lent sends.** A large send to another machine is read in place: see [`lending`].
 //!
 //! **Errors.** A full submission queue goes to a backlog; a receive that finds no block parks its stream until one
 //! comes back; a completion queue overflow is kept by the kernel (IORING_FEAT_NODROP) and flushed by the next enter.
@@ -21,6 +24,7 @@
 //! **Source.** io_uring(7), io_uring_enter(2), io_uring_register(2), io_uring_multishot(7).
 
 mod complete;
+mod lending;
 pub(crate) mod setup;
 
 use std::collections::VecDeque;
@@ -36,7 +40,8 @@ use io_uring::types::{Fd, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
 use socket2::SockAddr;
 
-use self::setup::{build, capped, restrict};
+use self::lending::{LEND_FROM, Lending, REPORT_USAGE};
+use self::setup::{build, capped, knows_zero_copy, restrict};
 use crate::Options;
 use crate::buffers::{Buf, BufferRing, Pool};
 use crate::bufs::NEW_SLICES;
@@ -50,6 +55,8 @@ const BUFFER_GROUP: u16 = 0;
 const WAKE: u64 = (u32::MAX as u64) << 32;
 /// Gathers kept for the next sends.
 const GATHERS_KEPT: usize = 64;
+/// Lowest bits of the `user_data`: the operation. Those above them in its byte are the number of its loan, or 0.
+const OP_BITS: u32 = 3;
 /// Turns between two attempts to publish fewer blocks.
 const TURNS_PER_NARROW: u64 = 8192;
 
@@ -72,7 +79,7 @@ impl Op {
     const LASTING: [Self; 6] = [Self::Accept, Self::Connect, Self::Readable, Self::Recv, Self::Send, Self::Writable];
 
     fn of(user_data: u64) -> Option<Self> {
-        Self::ALL.into_iter().find(|op| *op as u8 == user_data as u8)
+        Self::ALL.into_iter().find(|op| *op as u8 == user_data as u8 & ((1 << OP_BITS) - 1))
     }
 
     fn bit(self) -> u8 {
@@ -87,6 +94,27 @@ struct Gather {
     bufs: Vec<Buf>,
 }
 
+impl Gather {
+    fn entry(&mut self, fd: Fd, flags: i32, is_lent: bool) -> squeue::Entry {
+        if let [only] = self.slices[..] {
+            let (start, len) = (only.iov_base.cast_const().cast(), only.iov_len as u32);
+            return if is_lent {
+                opcode::SendZc::new(fd, start, len).flags(flags).zc_flags(REPORT_USAGE).build()
+            } else {
+                opcode::Send::new(fd, start, len).flags(flags).build()
+            };
+        }
+        self.header.msg_iov = self.slices.as_mut_ptr();
+        self.header.msg_iovlen = self.slices.len() as _;
+        let header = &raw const self.header;
+        if is_lent {
+            opcode::SendMsgZc::new(fd, header).flags(flags as u32).ioprio(REPORT_USAGE).build()
+        } else {
+            opcode::SendMsg::new(fd, header).flags(flags as u32).build()
+        }
+    }
+}
+
 #[derive(Default)]
 struct Slot {
     generation: u32,
@@ -95,6 +123,9 @@ struct Slot {
     in_flight: u8,
     cancels: u8,
     is_closing: bool,
+    /// Number of the loan that the send in flight is, or 0.
+    loan: u8,
+    lending: Option<Box<Lending>>,
     gather: Option<Box<Gather>>,
     address: Option<Box<SockAddr>>,
 }
@@ -114,6 +145,8 @@ pub(crate) struct Ring {
     /// Parked streams' slots; those of released sockets are skipped.
     starved: VecDeque<u32>,
     is_capped: bool,
+    /// The kernel knows how to send without a copy.
+    may_lend: bool,
     /// Slots of quiet sends not known to be over.
     quiet: Vec<u32>,
     /// Somebody waits for one of them after all: the next turn must not sleep.
@@ -131,6 +164,7 @@ impl Ring {
         unsafe {
             ring.submitter().register_buf_ring_with_flags(buffers.address(), buffers.entries(), BUFFER_GROUP, 0)?;
         }
+        let may_lend = knows_zero_copy(&ring);
         // Hardening only: a kernel that knows no restrictions runs the same operations.
         let _ = restrict(&ring);
         ring.submitter().register_enable_rings()?;
@@ -144,6 +178,7 @@ impl Ring {
             gathers: Vec::new(),
             starved: VecDeque::new(),
             is_capped: true,
+            may_lend,
             quiet: Vec::new(),
             is_quiet_awaited: false,
             wakes,
@@ -322,26 +357,32 @@ impl Ring {
         self.retire(index);
     }
 
-    /// Closes a released socket once nothing in the kernel names its slot.
+    /// Closes a released socket once no operation names its slot. The slot itself waits until what it lent is back,
+    /// which takes as long as the peer likes.
     fn retire(&mut self, index: u32) {
         let slot = &mut self.slots[index as usize];
         if !slot.is_closing || slot.in_flight != 0 || slot.cancels != 0 {
             return;
         }
-        slot.is_closing = false;
-        slot.generation = slot.generation.wrapping_add(1) & 0xff_ffff;
         slot.address = None;
         if let Some(socket) = slot.socket.take() {
             self.meters.syscalls.add(1);
             self.meters.sockets_open.sub(1);
             socket.close();
         }
+        if slot.lending.as_ref().is_some_and(|lending| lending.is_lent()) {
+            return;
+        }
+        slot.lending = None;
+        slot.is_closing = false;
+        slot.generation = slot.generation.wrapping_add(1) & 0xff_ffff;
         self.vacant.push(index);
     }
 
     fn user_data(&self, index: u32, op: Op) -> u64 {
-        let generation = self.slots[index as usize].generation;
-        u64::from(index) << 32 | u64::from(generation) << 8 | op as u64
+        let slot = &self.slots[index as usize];
+        let loan = if op == Op::Send { slot.loan } else { 0 };
+        u64::from(index) << 32 | u64::from(slot.generation) << 8 | u64::from(loan) << OP_BITS | op as u64
     }
 
     fn start(&mut self, index: u32, op: Op, entry: squeue::Entry) {
@@ -428,17 +469,14 @@ impl Ring {
             gather.bufs.push(buf.clone());
             bytes += buf.len();
         }
+        if bytes >= LEND_FROM && !is_quiet && self.may_lend && !self.pool.is_pressed() {
+            let lending = slot.lending.get_or_insert_with(|| Box::new(Lending::of(socket, &self.meters)));
+            slot.loan = lending.begin().unwrap_or(0);
+            self.meters.zc_sends.add(u64::from(slot.loan != 0));
+        }
         // All of it at once, or a failure that says how much: without a completion nobody would send the rest.
         let flags = libc::MSG_NOSIGNAL | if is_quiet { libc::MSG_DONTWAIT | libc::MSG_WAITALL } else { 0 };
-        let entry = if let [only] = gather.slices[..] {
-            opcode::Send::new(Fd(socket.raw()), only.iov_base.cast_const().cast(), only.iov_len as u32)
-                .flags(flags)
-                .build()
-        } else {
-            gather.header.msg_iov = gather.slices.as_mut_ptr();
-            gather.header.msg_iovlen = gather.slices.len() as _;
-            opcode::SendMsg::new(Fd(socket.raw()), &raw const gather.header).flags(flags as u32).build()
-        };
+        let entry = gather.entry(Fd(socket.raw()), flags, slot.loan != 0);
         send.in_flight = bytes;
         send.is_quiet = is_quiet;
         drop(send);
@@ -557,7 +595,7 @@ impl Ring {
             self.enter(Some(Duration::from_secs(1)))?;
             self.complete(&mut woken);
         }
-        Ok(())
+        self.call_in_loans()
     }
 }
 

@@ -6,7 +6,7 @@ use std::io;
 use std::mem;
 
 use io_uring::register::Restriction;
-use io_uring::{IoUring, opcode, squeue};
+use io_uring::{IoUring, Probe, opcode, squeue};
 
 /// A ring of this thread alone whose completions are run when it asks for them; disabled until restricted.
 pub(crate) fn build(entries: u32) -> io::Result<IoUring> {
@@ -22,7 +22,7 @@ pub(crate) fn build(entries: u32) -> io::Result<IoUring> {
         .build(entries)
 }
 
-/// Operations this driver submits, by name; the probe asks the kernel for each.
+/// Operations this driver submits, by name; the probe asks the kernel for each and needs all.
 pub(crate) const OPCODES: [(&str, u8); 6] = [
     ("ASYNC_CANCEL", opcode::AsyncCancel::CODE),
     ("CONNECT", opcode::Connect::CODE),
@@ -32,12 +32,27 @@ pub(crate) const OPCODES: [(&str, u8); 6] = [
     ("SENDMSG", opcode::SendMsg::CODE),
 ];
 
-/// Allows these operations and nothing else, for the life of the ring.
-pub(crate) fn restrict(ring: &IoUring) -> io::Result<()> {
-    let mut allowed: Vec<_> = OPCODES.iter().map(|(_, code)| Restriction::sqe_op(*code)).collect();
+/// Operations that it submits where the kernel has them.
+pub(crate) const ZERO_COPY: [(&str, u8); 2] =
+    [("SEND_ZC", opcode::SendZc::CODE), ("SENDMSG_ZC", opcode::SendMsgZc::CODE)];
+
+/// True when the kernel has all of [`ZERO_COPY`]. To be asked before [`restrict`], which forbids to ask.
+pub(crate) fn knows_zero_copy(ring: &IoUring) -> bool {
+    let mut probe = Probe::new();
+    let asked = ring.submitter().register_probe(&mut probe);
+    asked.is_ok() && ZERO_COPY.iter().all(|(_, code)| probe.is_supported(*code))
+}
+
+/// Allows these operations and nothing else, for the life of the ring. Gives their number.
+pub(crate) fn restrict(ring: &IoUring) -> io::Result<usize> {
+    // A kernel refuses a list with an operation that it does not know.
+    let more = if knows_zero_copy(ring) { &ZERO_COPY[..] } else { &[] };
+    let mut allowed: Vec<_> = OPCODES.iter().chain(more).map(|(_, code)| Restriction::sqe_op(*code)).collect();
+    let count = allowed.len();
     allowed.push(Restriction::sqe_flags_allowed((squeue::Flags::BUFFER_SELECT | squeue::Flags::SKIP_SUCCESS).bits()));
     allowed.push(Restriction::register_op(REGISTER_ENABLE_RINGS));
-    ring.submitter().register_restrictions(&mut allowed)
+    ring.submitter().register_restrictions(&mut allowed)?;
+    Ok(count)
 }
 
 const REGISTER_ENABLE_RINGS: u8 = 12;
