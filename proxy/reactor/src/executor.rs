@@ -236,6 +236,7 @@ impl Core {
             recv_bytes: meters.recv_bytes.read(),
             sent_bytes: meters.sent_bytes.read(),
             spliced_bytes: meters.spliced_bytes.read(),
+            copied_bytes: meters.copied_bytes.read(),
             zc_sends: meters.zc_sends.read(),
             zc_copied: meters.zc_copied.read(),
             buffers_in_use: self.pool.in_use() as u64,

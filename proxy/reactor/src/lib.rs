@@ -41,7 +41,7 @@ pub use buffers::Buf;
 pub use executor::{Runtime, Task, now, spawn, yield_now};
 pub use image::release_image;
 pub use mailbox::{Mailbox, Sender, mailbox};
-pub use meters::{Counters, counters};
+pub use meters::{Counters, count_copied, counters};
 pub use nest::{Nested, nest};
 
 pub use probe::{Check, IoChoice, Probe, ProbeError, probe};

@@ -25,6 +25,8 @@ pub struct Counters {
     pub sent_bytes: u64,
     /// Bytes moved from socket to socket inside the kernel: neither received nor sent by this process.
     pub spliced_bytes: u64,
+    /// Bytes that were told to [`count_copied`].
+    pub copied_bytes: u64,
     /// Sends whose bytes the kernel was to read in place (0 on epoll).
     pub zc_sends: u64,
     /// Of these, those that it copied after all.
@@ -44,6 +46,14 @@ pub struct Counters {
 /// Counters of the runtime that this thread is inside of; zeros outside one.
 pub fn counters() -> Counters {
     executor::current().map(|core| core.counters()).unwrap_or_default()
+}
+
+/// Counts bytes of payload that the caller copied from one place in memory to another, on the runtime that this thread
+/// is inside of.
+pub fn count_copied(bytes: usize) {
+    if let Some(core) = executor::current() {
+        core.meters.copied_bytes.add(bytes as u64);
+    }
 }
 
 /// One counter.
@@ -75,6 +85,7 @@ pub(crate) struct Meters {
     pub(crate) recv_bytes: Meter,
     pub(crate) sent_bytes: Meter,
     pub(crate) spliced_bytes: Meter,
+    pub(crate) copied_bytes: Meter,
     pub(crate) zc_sends: Meter,
     pub(crate) zc_copied: Meter,
     pub(crate) buffer_exhausted: Meter,

@@ -14,7 +14,7 @@
 
 use std::task::{Context, Poll};
 
-use outrigger_reactor::{Buf, Splice, SpliceFault, Spliced, TcpStream};
+use outrigger_reactor::{Buf, Splice, SpliceFault, Spliced, TcpStream, count_copied};
 
 use super::chunk::{CHUNK_END, ChunkDecoder, LAST_CHUNK, write_chunk_header};
 use super::framing::BodyLength;
@@ -207,6 +207,7 @@ impl Replay {
             self.miss();
         } else {
             // Copied: holding the received blocks themselves would take them from every other connection.
+            count_copied(bytes.len());
             self.kept.extend_from_slice(bytes);
         }
     }

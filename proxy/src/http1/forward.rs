@@ -16,7 +16,7 @@ use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
 
-use outrigger_reactor::{Buf, now, sleep};
+use outrigger_reactor::{Buf, count_copied, now, sleep};
 
 use super::answer::FinalHead;
 use super::body::{Body, BodyFault, Outgoing, Pump, PumpFault, Replay, queue_framed};
@@ -383,6 +383,7 @@ impl Downstream {
         upstream.queue(respond::forwarded_head(self.peer, forwarding));
         forwarding.body.begin_outgoing();
         if let Some(replay) = forwarding.replay.as_ref().filter(|replay| !replay.bytes().is_empty()) {
+            count_copied(replay.bytes().len());
             queue_framed(upstream, Buf::from(replay.bytes().to_vec()), forwarding.outgoing);
         }
         if !forwarding.continued {

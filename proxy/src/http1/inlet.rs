@@ -7,7 +7,7 @@
 
 use std::task::{Context, Poll};
 
-use outrigger_reactor::{Buf, TcpStream};
+use outrigger_reactor::{Buf, TcpStream, count_copied};
 
 use super::head::Progress;
 use crate::fault::Kind;
@@ -56,6 +56,7 @@ impl Inlet {
                     Ok(Progress::Complete { head_bytes }) => {
                         if gathered {
                             self.input = Buf::from(std::mem::take(&mut self.partial));
+                            count_copied(self.input.len().saturating_sub(head_bytes));
                         }
                         return Poll::Ready(Ok(self.input.split_to(head_bytes)));
                     }

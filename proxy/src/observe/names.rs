@@ -175,6 +175,10 @@ metrics! {
     ReactorCancels     Counter Count   "outrigger_reactor_cancels_total" [Worker] "Operations cancelled.";
     ReactorReceived    Counter Bytes   "outrigger_reactor_received_bytes_total" [Worker] "Bytes received from sockets.";
     ReactorSent        Counter Bytes   "outrigger_reactor_sent_bytes_total" [Worker] "Bytes sent to sockets.";
+    ReactorSpliced     Counter Bytes   "outrigger_reactor_spliced_bytes_total" [Worker] "Bytes moved from socket to socket inside the kernel.";
+    ReactorCopied      Counter Bytes   "outrigger_reactor_copied_bytes_total" [Worker] "Bytes of bodies copied in the proxy's memory.";
+    ReactorZeroCopySends Counter Count "outrigger_reactor_zero_copy_sends_total" [Worker] "Sends whose bytes the kernel was to read in place.";
+    ReactorZeroCopyCopied Counter Count "outrigger_reactor_zero_copy_copied_total" [Worker] "Of these, those that the kernel copied after all.";
     ReactorBuffers     Gauge   Count   "outrigger_reactor_buffers_in_use" [Worker] "Blocks of the receive pool in use.";
     ReactorExhausted   Counter Count   "outrigger_reactor_buffer_exhausted_total" [Worker] "Times the receive pool was empty.";
     ReactorTasks       Gauge   Count   "outrigger_reactor_tasks" [Worker] "Tasks alive.";

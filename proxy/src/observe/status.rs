@@ -57,6 +57,15 @@ pub struct WorkerIo {
     pub recv_bytes: u64,
     /// Bytes sent.
     pub sent_bytes: u64,
+    /// Bytes moved from socket to socket inside the kernel: neither received nor sent.
+    pub spliced_bytes: u64,
+    /// Bytes of bodies that the proxy copied in its memory: kept for another try, sent once more, or received in one
+    /// piece with the end of a head that came in several.
+    pub copied_bytes: u64,
+    /// Sends whose bytes the kernel was to read in place.
+    pub zc_sends: u64,
+    /// Of these, those that it copied after all; each ends them for its connection.
+    pub zc_copied: u64,
     /// Blocks of the receive pool in use.
     pub buffers_in_use: u64,
     /// Times the receive pool was empty.
