@@ -50,3 +50,4 @@ mod swaps;
 mod tcp;
 mod timeouts;
 mod workers;
+mod zero_copy;
