@@ -161,8 +161,8 @@ async fn serve(seed: (Arc<Shared>, Reader), name: ListenerName, socket: TcpListe
 /// What `make bench` measures, to `upstream`.
 fn configuration(upstream: SocketAddr) -> Snapshot {
     let template = include_str!("../../tests/bench/ours.yaml");
-    let text =
-        template.replace("@ADMIN@", "1").replace("@PORT@", "2").replace("@BACKEND@", &upstream.port().to_string());
+    let fixed = template.replace("@ADMIN@", "1").replace("@PORT@", "2").replace("@TCP@", "3");
+    let text = fixed.replace("@BACKEND@", &upstream.port().to_string());
     let bootstrap = bootstrap::parse(Path::new("ours.yaml"), &text).unwrap();
     let (snapshot, dangling) = Snapshot::link(1, &bootstrap.resources);
     assert!(dangling.is_empty(), "{dangling:?}");

@@ -26,7 +26,7 @@ use outrigger_proxy::worker::{Shared, Worker};
 /// The configuration of `make bench`, converted: every policy a route can have.
 fn resources() -> Resources {
     let template = include_str!("../../../tests/bench/ours.yaml");
-    let text = template.replace("@ADMIN@", "1").replace("@PORT@", "2").replace("@BACKEND@", "3");
+    let text = template.replace("@ADMIN@", "1").replace("@PORT@", "2").replace("@TCP@", "3").replace("@BACKEND@", "4");
     bootstrap::parse(Path::new("ours.yaml"), &text).expect("the bench's configuration is valid").resources
 }
 
