@@ -24,6 +24,7 @@
 //! **Source.** io_uring(7), io_uring_enter(2), io_uring_register(2), io_uring_multishot(7).
 
 mod complete;
+mod gather;
 mod lending;
 pub(crate) mod setup;
 
@@ -40,11 +41,11 @@ use io_uring::types::{Fd, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
 use socket2::SockAddr;
 
-use self::lending::{LEND_FROM, Lending, REPORT_USAGE};
+use self::gather::Gather;
+use self::lending::{LEND_FROM, Lending};
 use self::setup::{build, capped, knows_zero_copy, restrict};
 use crate::Options;
-use crate::buffers::{Buf, BufferRing, Pool};
-use crate::bufs::NEW_SLICES;
+use crate::buffers::{BufferRing, Pool};
 use crate::driver::Wakes;
 use crate::meters::Meters;
 use crate::receive::{Received, receive_now};
@@ -84,34 +85,6 @@ impl Op {
 
     fn bit(self) -> u8 {
         1 << self as u8
-    }
-}
-
-/// What a send in the kernel reads: boxed, so that it stays where it is.
-struct Gather {
-    header: libc::msghdr,
-    slices: Vec<libc::iovec>,
-    bufs: Vec<Buf>,
-}
-
-impl Gather {
-    fn entry(&mut self, fd: Fd, flags: i32, is_lent: bool) -> squeue::Entry {
-        if let [only] = self.slices[..] {
-            let (start, len) = (only.iov_base.cast_const().cast(), only.iov_len as u32);
-            return if is_lent {
-                opcode::SendZc::new(fd, start, len).flags(flags).zc_flags(REPORT_USAGE).build()
-            } else {
-                opcode::Send::new(fd, start, len).flags(flags).build()
-            };
-        }
-        self.header.msg_iov = self.slices.as_mut_ptr();
-        self.header.msg_iovlen = self.slices.len() as _;
-        let header = &raw const self.header;
-        if is_lent {
-            opcode::SendMsgZc::new(fd, header).flags(flags as u32).ioprio(REPORT_USAGE).build()
-        } else {
-            opcode::SendMsg::new(fd, header).flags(flags as u32).build()
-        }
     }
 }
 
@@ -450,14 +423,7 @@ impl Ring {
     fn send(&mut self, index: u32, socket: &Socket, is_quiet: bool) {
         let mut send = socket.send.borrow_mut();
         let slot = &mut self.slots[index as usize];
-        let gather = slot.gather.insert(self.gathers.pop().unwrap_or_else(|| {
-            Box::new(Gather {
-                // SAFETY: all zeros is a valid msghdr: null pointers and zero lengths.
-                header: unsafe { mem::zeroed() },
-                slices: Vec::with_capacity(NEW_SLICES),
-                bufs: Vec::with_capacity(NEW_SLICES),
-            })
-        }));
+        let gather = slot.gather.insert(self.gathers.pop().unwrap_or_else(|| Box::new(Gather::new())));
         let mut bytes = 0;
         gather.slices.clear();
         for buf in send.queue.iter().take(GATHER) {
