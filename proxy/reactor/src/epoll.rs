@@ -186,26 +186,11 @@ impl Epoll {
     /// Failure and success are both known at once here, whoever asks.
     pub(crate) fn push(&mut self, socket: &Rc<Socket>, _: Notice) -> Step {
         let mut send = socket.send.borrow_mut();
-        while send.committed > 0 {
-            if !send.is_writable {
-                return Step::Wait;
-            }
-            self.meters.syscalls.add(1);
-            let sent = send.gathered(socket);
-            match sent {
-                Ok(count) => {
-                    self.meters.sent_bytes.add(count as u64);
-                    send.consume(count);
-                }
-                Err(error) => match error.raw_os_error().unwrap_or(libc::EIO) {
-                    libc::EINTR => {}
-                    libc::EAGAIN => send.is_writable = false,
-                    errno => {
-                        send.fail(errno);
-                        return Step::Moved;
-                    }
-                },
-            }
+        if send.committed > 0 && send.is_writable {
+            send.is_writable = send.send_now(socket, &self.meters);
+        }
+        if send.committed > 0 {
+            return Step::Wait;
         }
         drop(send);
         socket.settle_fin();

@@ -242,8 +242,27 @@ impl SendSide {
         }
     }
 
+    /// Sends what is committed by calls of its own; false when the kernel has no room for the rest.
+    pub(crate) fn send_now(&mut self, socket: &Socket, meters: &Meters) -> bool {
+        while self.committed > 0 {
+            meters.syscalls.add(1);
+            match self.gathered(socket) {
+                Ok(count) => {
+                    meters.sent_bytes.add(count as u64);
+                    self.consume(count);
+                }
+                Err(error) => match error.raw_os_error().unwrap_or(libc::EIO) {
+                    libc::EINTR => {}
+                    libc::EAGAIN => return false,
+                    errno => self.fail(errno),
+                },
+            }
+        }
+        true
+    }
+
     /// One call that sends from the front of the queue what the kernel has room for.
-    pub(crate) fn gathered(&self, socket: &Socket) -> io::Result<usize> {
+    fn gathered(&self, socket: &Socket) -> io::Result<usize> {
         if let (1, Some(only)) = (self.queue.len(), self.queue.front()) {
             return socket.with_fd(|fd| fd.send_with_flags(only, libc::MSG_NOSIGNAL));
         }

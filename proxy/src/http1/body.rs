@@ -22,7 +22,7 @@ use super::framing::BodyLength;
 /// Bytes waiting to be sent above which nothing more is read.
 pub(super) const HIGH_WATER: usize = 64 * 1024;
 
-/// Bytes still to come from which on a body is spliced (`docs/decisions`, "Splice").
+/// Bytes still to come from which on a body is spliced (decision 0008).
 pub(super) const SPLICE_FROM: u64 = 32 * 1024;
 
 /// A body being received, and the bytes behind it that were received with it.

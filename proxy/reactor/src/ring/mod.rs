@@ -397,26 +397,12 @@ impl Ring {
     /// Sends what is committed by a call of its own; false when some of it is left.
     fn send_now(&mut self, socket: &Socket) -> bool {
         let mut send = socket.send.borrow_mut();
-        while send.committed > 0 && send.in_flight == 0 {
-            self.meters.syscalls.add(1);
-            match send.gathered(socket) {
-                Ok(count) => {
-                    self.meters.sent_bytes.add(count as u64);
-                    send.consume(count);
-                }
-                Err(error) => match error.raw_os_error().unwrap_or(libc::EIO) {
-                    libc::EINTR => {}
-                    libc::EAGAIN => return false,
-                    errno => send.fail(errno),
-                },
-            }
+        if send.in_flight > 0 || !send.send_now(socket, &self.meters) {
+            return false;
         }
-        let is_done = send.committed == 0;
         drop(send);
-        if is_done {
-            socket.settle_fin();
-        }
-        is_done
+        socket.settle_fin();
+        true
     }
 
     /// Starts one send of what is committed. A quiet one holds all of it.
