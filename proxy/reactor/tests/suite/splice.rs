@@ -28,6 +28,19 @@ async fn splice_all(from: &TcpStream, to: &TcpStream, limit: u64) -> (u64, Resul
     (moved, Ok(Spliced::Moved(0)))
 }
 
+/// Receives once and queues at most `limit` bytes of it; gives how many.
+async fn pass_received(from: &TcpStream, to: &TcpStream, limit: u64) -> u64 {
+    let mut bytes = from.recv().await.unwrap();
+    if bytes.len() as u64 > limit {
+        let body = bytes.split_to(limit as usize);
+        from.unread(bytes);
+        bytes = body;
+    }
+    let passed = bytes.len() as u64;
+    to.queue(bytes);
+    passed
+}
+
 /// Sends `bytes` of the pattern in pieces of random sizes.
 async fn send_pattern(stream: &TcpStream, bytes: usize, dice: &Dice) {
     let mut sent = 0;
@@ -91,14 +104,7 @@ pub(crate) fn splices_between_receives(driver: DriverKind) {
                 assert_eq!(recv_exact(&from, 8).await, format!("head{round:04}").into_bytes());
                 let mut left = BODY as u64;
                 while from.has_received() && left > 0 {
-                    let mut bytes = from.recv().await.unwrap();
-                    if bytes.len() as u64 > left {
-                        let body = bytes.split_to(left as usize);
-                        from.unread(bytes);
-                        bytes = body;
-                    }
-                    left -= bytes.len() as u64;
-                    to.queue(bytes);
+                    left -= pass_received(&from, &to, left).await;
                 }
                 poll_fn(|cx| to.poll_flush_now(cx)).await.unwrap();
                 let mut splice = Splice::default();
@@ -106,14 +112,7 @@ pub(crate) fn splices_between_receives(driver: DriverKind) {
                     match poll_fn(|cx| splice.poll_move(&from, &to, left, cx)).await.unwrap() {
                         Spliced::Moved(bytes) => left -= bytes,
                         Spliced::Received => {
-                            let mut bytes = from.recv().await.unwrap();
-                            if bytes.len() as u64 > left {
-                                let body = bytes.split_to(left as usize);
-                                from.unread(bytes);
-                                bytes = body;
-                            }
-                            left -= bytes.len() as u64;
-                            to.queue(bytes);
+                            left -= pass_received(&from, &to, left).await;
                             poll_fn(|cx| to.poll_flush_now(cx)).await.unwrap();
                         }
                         Spliced::End => panic!("the source is open"),
