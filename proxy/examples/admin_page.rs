@@ -12,8 +12,9 @@ use outrigger_proxy::admin::{AdminControl, AdminSources, Readiness, serve};
 use outrigger_proxy::chance::Chance;
 use outrigger_proxy::config::{
     CircuitLimits, ClusterConfig, ClusterTarget, Direction, Discovery, EndpointConfig, EndpointHealth, EndpointSet,
-    ForwardAction, HeaderEdits, HttpConnectionConfig, ListenerConfig, LoadBalancing, PathMatch, Protocol, Publisher,
-    Resources, Route, RouteAction, RouteMatch, RouteSource, RouteTable, Snapshot, VirtualHost,
+    ForwardAction, HeaderEdits, Http2Config, HttpConnectionConfig, ListenerConfig, LoadBalancing, PathMatch, Protocol,
+    Publisher, Resources, Route, RouteAction, RouteMatch, RouteSource, RouteTable, Snapshot, UpstreamProtocol,
+    VirtualHost,
 };
 use outrigger_proxy::fault::Kind;
 use outrigger_proxy::observe::{EpochLog, IoCheck, IoView, WorkerIo, XdsStatus, XdsType};
@@ -256,6 +257,9 @@ fn virtual_host(host: &str) -> VirtualHost {
                 retry: None,
                 path_rewrite: None,
                 host_rewrite: None,
+                max_stream_duration: None,
+                grpc_timeout_max: None,
+                upgrades: Vec::new(),
             }),
             rate_limit: None,
             request_edits: HeaderEdits::default(),
@@ -297,6 +301,8 @@ fn cluster(name: &str) -> ClusterConfig {
         panic_threshold_percent: 50,
         idle_timeout: None,
         max_requests_per_connection: None,
+        protocol: UpstreamProtocol::Http1,
+        http2: Http2Config::default(),
         rate_limit: None,
     }
 }

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{ClusterName, LocalRateLimit};
+use super::{ClusterName, Http2Config, LocalRateLimit, UpstreamProtocol};
 
 /// A named upstream group. Defaults are Envoy's.
 #[derive(Clone, Debug, PartialEq)]
@@ -27,6 +27,10 @@ pub struct ClusterConfig {
     pub idle_timeout: Option<Duration>,
     /// Requests sent on one connection before it is closed.
     pub max_requests_per_connection: Option<u32>,
+    /// How its endpoints are spoken to.
+    pub protocol: UpstreamProtocol,
+    /// Settings of its HTTP/2 connections.
+    pub http2: Http2Config,
     /// A limit over all requests to this cluster (`outrigger.policy.v1.ClusterPolicy`).
     pub rate_limit: Option<Arc<LocalRateLimit>>,
 }

@@ -4,7 +4,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{ClusterIndex, ClusterName, HeaderEdits, ListenerName, LocalRateLimit, RouteTable, RouteTableName};
+use super::{
+    ClusterIndex, ClusterName, Codec, HeaderEdits, Http2Config, ListenerName, LocalRateLimit, RouteTable,
+    RouteTableName, Upgrade,
+};
 
 /// Which way traffic through a listener flows, seen from the workload.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -182,6 +185,16 @@ pub struct HttpConnectionConfig {
     pub strip_any_host_port: bool,
     /// HTTP/1.0 requests are served (Envoy's `accept_http_10`).
     pub accept_http_10: bool,
+    /// Which version of HTTP its connections speak.
+    pub codec: Codec,
+    /// Settings of HTTP/2 connections.
+    pub http2: Http2Config,
+    /// Upgrades that routes grant unless they say otherwise; none: every upgrade is refused.
+    pub upgrades: Vec<Upgrade>,
+    /// Trailers are passed on in HTTP/1 too (Envoy: `enable_trailers`).
+    pub http1_trailers: bool,
+    /// Requests of gRPC-Web are turned into gRPC ones, and their answers back.
+    pub grpc_web: bool,
     /// Limit over all requests of the listener.
     pub rate_limit: Option<Arc<LocalRateLimit>>,
     /// Edits of every response (from the route table they would be per table; kept for local replies).
@@ -216,6 +229,11 @@ impl HttpConnectionConfig {
             preserve_request_id: false,
             strip_any_host_port: false,
             accept_http_10: false,
+            codec: Codec::default(),
+            http2: Http2Config::default(),
+            upgrades: Vec::new(),
+            http1_trailers: false,
+            grpc_web: false,
             rate_limit: None,
             response_edits: HeaderEdits::default(),
         }

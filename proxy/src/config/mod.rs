@@ -10,6 +10,7 @@
 //! **Source.** The names and defaults are Envoy's v3 API.
 
 mod cluster;
+mod http2;
 mod listener;
 mod name;
 mod policy;
@@ -21,6 +22,7 @@ pub use cluster::{
     CircuitLimits, ClusterConfig, Discovery, EndpointConfig, EndpointHealth, EndpointSet, LoadBalancing,
     OutlierDetection, RetryBudget,
 };
+pub use http2::{Codec, Http2Config, Http2Keepalive, Upgrade, UpstreamProtocol};
 pub use listener::{
     ClusterShare, Direction, EscapedSlashes, HttpConnectionConfig, ListenerConfig, Protocol, RouteSource, ServerHeader,
     TcpConnectionConfig, UnderscoreHeaders,

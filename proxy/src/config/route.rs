@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use regex::bytes::Regex;
 
-use super::{ClusterIndex, ClusterName, LocalRateLimit, RetryPolicy, RouteTableName};
+use super::{ClusterIndex, ClusterName, LocalRateLimit, RetryPolicy, RouteTableName, Upgrade};
 
 /// A whole route table (Envoy: RouteConfiguration).
 #[derive(Clone, Debug, PartialEq)]
@@ -219,6 +219,12 @@ pub struct ForwardAction {
     pub cluster_not_found_status: u16,
     /// From the end of the request to the end of the response, retries included; `None` no bound. Default 15 s.
     pub timeout: Option<Duration>,
+    /// Longest life of a stream, from its head on, whatever moves in it; `None` no bound.
+    pub max_stream_duration: Option<Duration>,
+    /// Most of a `grpc-timeout` that is honoured; `None` all of it.
+    pub grpc_timeout_max: Option<Duration>,
+    /// Upgrades that it grants or refuses, before those of the listener.
+    pub upgrades: Vec<Upgrade>,
     /// Overrides the stream idle timeout; `Some(ZERO)` turns it off.
     pub idle_timeout: Option<Duration>,
     /// Retries; `None`: none but the replay of a request that provably did not leave.

@@ -15,7 +15,8 @@ use super::at::{At, at};
 use super::rejection::{Converted, ResourceKind};
 use super::{endpoint, hcm, policy, read};
 use crate::config::{
-    CircuitLimits, ClusterConfig, Discovery, EndpointSet, LoadBalancing, LocalRateLimit, OutlierDetection, RetryBudget,
+    CircuitLimits, ClusterConfig, Discovery, EndpointSet, Http2Config, LoadBalancing, LocalRateLimit, OutlierDetection,
+    RetryBudget, UpstreamProtocol,
 };
 
 const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -67,6 +68,8 @@ fn read_cluster(cluster: At<'_, proto::Cluster>) -> Option<ClusterConfig> {
         panic_threshold_percent: panic_threshold_percent(cluster),
         idle_timeout: connections.idle_timeout,
         max_requests_per_connection: connections.max_requests,
+        protocol: UpstreamProtocol::Http1,
+        http2: Http2Config::default(),
         rate_limit,
     })
 }

@@ -74,6 +74,9 @@ fn forward(action: At<'_, proto::RouteAction>, defaults: &RouteDefaults<'_>) -> 
         retry: retry.map(Arc::new),
         path_rewrite,
         host_rewrite,
+        max_stream_duration: None,
+        grpc_timeout_max: None,
+        upgrades: Vec::new(),
     })
 }
 

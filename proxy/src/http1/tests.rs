@@ -10,8 +10,8 @@ use outrigger_reactor::{DriverKind, Options, Runtime, spawn};
 
 use crate::config::{
     CircuitLimits, ClusterConfig, ClusterTarget, Direction, Discovery, EndpointConfig, EndpointSet, ForwardAction,
-    HeaderEdits, HttpConnectionConfig, ListenerConfig, LoadBalancing, PathMatch, Protocol, Publisher, Resources, Route,
-    RouteAction, RouteMatch, RouteSource, RouteTable, Snapshot, VirtualHost,
+    HeaderEdits, Http2Config, HttpConnectionConfig, ListenerConfig, LoadBalancing, PathMatch, Protocol, Publisher,
+    Resources, Route, RouteAction, RouteMatch, RouteSource, RouteTable, Snapshot, UpstreamProtocol, VirtualHost,
 };
 use crate::stats::Registry;
 use crate::worker::{Shared, Worker};
@@ -59,6 +59,9 @@ fn route(prefix: &str, cluster: &str) -> Arc<Route> {
             retry: None,
             path_rewrite: None,
             host_rewrite: None,
+            max_stream_duration: None,
+            grpc_timeout_max: None,
+            upgrades: Vec::new(),
         }),
         rate_limit: None,
         request_edits: HeaderEdits::default(),
@@ -102,6 +105,8 @@ fn snapshot(upstream: SocketAddr) -> Snapshot {
         panic_threshold_percent: 50,
         idle_timeout: None,
         max_requests_per_connection: None,
+        protocol: UpstreamProtocol::Http1,
+        http2: Http2Config::default(),
         rate_limit: None,
     };
     let listener = ListenerConfig {

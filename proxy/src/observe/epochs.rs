@@ -154,8 +154,8 @@ mod tests {
     use std::sync::Arc;
 
     use crate::config::{
-        CircuitLimits, ClusterConfig, ClusterTarget, Discovery, EndpointSet, ForwardAction, HeaderEdits, LoadBalancing,
-        PathMatch, Resources, Route, RouteAction, RouteMatch, RouteTable, VirtualHost,
+        CircuitLimits, ClusterConfig, ClusterTarget, Discovery, EndpointSet, ForwardAction, HeaderEdits, Http2Config,
+        LoadBalancing, PathMatch, Resources, Route, RouteAction, RouteMatch, RouteTable, UpstreamProtocol, VirtualHost,
     };
     use std::time::Duration;
 
@@ -176,6 +176,8 @@ mod tests {
             panic_threshold_percent: 50,
             idle_timeout: None,
             max_requests_per_connection: None,
+            protocol: UpstreamProtocol::Http1,
+            http2: Http2Config::default(),
             rate_limit: None,
         })
     }
@@ -198,6 +200,9 @@ mod tests {
                 retry: None,
                 path_rewrite: None,
                 host_rewrite: None,
+                max_stream_duration: None,
+                grpc_timeout_max: None,
+                upgrades: Vec::new(),
             }),
             rate_limit: None,
             request_edits: HeaderEdits::default(),

@@ -294,6 +294,8 @@ fn static_cluster(name: &str, rate_limit: Option<Arc<LocalRateLimit>>) -> Cluste
         panic_threshold_percent: 50,
         idle_timeout: None,
         max_requests_per_connection: Some(1000),
+        protocol: UpstreamProtocol::Http1,
+        http2: Http2Config::default(),
         rate_limit,
     }
 }
@@ -351,6 +353,9 @@ fn route_table(limit: Arc<LocalRateLimit>) -> RouteTable {
             with: "/".into(),
         }),
         host_rewrite: Some("orders.shop".into()),
+        max_stream_duration: None,
+        grpc_timeout_max: None,
+        upgrades: Vec::new(),
     };
     let route = |name: &str, path, action| {
         Arc::new(Route {
