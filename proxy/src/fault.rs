@@ -145,6 +145,10 @@ kinds! {
     ConnectTimeout:    Upstream   Connect  "timeout"            503 Safe    "UF";
     /// Sending failed; see the retry verdict for what left.
     SendReset:         Upstream   Send     "reset"              503 Unknown "UC";
+    /// The endpoint did not process the request: it refused the stream, or is going away.
+    StreamRefused:     Upstream   Send     "refused-stream"     503 Safe    "UR";
+    /// The endpoint does not take extended CONNECT, by which HTTP/2 upgrades.
+    UpgradeUnsupported: Upstream  Send     "upgrade-unsupported" 502 Never  "";
     /// The connection was reset before the response head was complete.
     ResponseReset:     Upstream   Response "reset"              503 Unknown "UR";
     /// The connection ended before the response head was complete.

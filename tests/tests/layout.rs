@@ -44,8 +44,8 @@ const PURE: &[&str] = &["balance", "bootstrap", "config", "convert", "detect", "
 /// The rooms that may name a proto type.
 const PROTO: &[&str] = &["bootstrap", "convert", "xds"];
 
-/// The rooms of the control thread, the only one with tokio on it.
-const TOKIO: &[&str] = &["admin", "app", "drain", "main", "xds"];
+/// The rooms of the control thread, the only one with tokio on it; and `http2`, which gives `h2` the I/O traits it wants.
+const TOKIO: &[&str] = &["admin", "app", "drain", "http2", "main", "xds"];
 
 /// Words that say nothing, refused in names of types and files.
 const EMPTY_WORDS: &[&str] = &[
@@ -435,7 +435,7 @@ fn an_arrow_back_is_found() {
         ("proxy/src/balance/mod.rs", "use super::listener::X;", "`balance` may not use `listener`"),
         ("proxy/src/http1/server.rs", "use super::super::listener;", "`http1` may not use `listener`"),
         ("proxy/src/http1/server.rs", "use crate::{config::A, listener::{B, C}};", "`http1` may not use `listener`"),
-        ("proxy/src/http1/server.rs", "fn f() { crate::http2::go() }", "`http1` may not use `http2`"),
+        ("proxy/src/http1/line.rs", "fn f() { crate::http2::go() }", "`http1` may not use `http2`"),
         ("proxy/src/convert/mod.rs", "use crate::balance::Pick;", "`convert` may not use `balance`"),
         ("proxy/src/xds/mod.rs", "use crate::route;", "`xds` may not use `route`"),
         ("proxy/src/fault.rs", "use crate::http1::Head;", "`fault` may not use `http1`"),
@@ -453,9 +453,9 @@ fn an_arrow_forward_is_allowed() {
     for (path, text) in [
         ("proxy/src/app.rs", "use crate::{admin, convert, xds, listener};"),
         ("proxy/src/main.rs", "use outrigger_proxy::app;"),
-        ("proxy/src/http1/server.rs", "use crate::{route, policy::Chain, upstream::Pool, fault, stats, drain};"),
-        ("proxy/src/http1/server.rs", "// use crate::listener;\nconst A: &str = \"crate::listener\";"),
-        ("proxy/src/http1/server.rs", "use super::head; use super::super::route;"),
+        ("proxy/src/http/exchange.rs", "use crate::{route, policy::Chain, upstream::Pool, fault, stats, drain};"),
+        ("proxy/src/http/exchange.rs", "// use crate::listener;\nconst A: &str = \"crate::listener\";"),
+        ("proxy/src/http/exchange.rs", "use super::head; use super::super::route;"),
         ("proxy/src/fault.rs", "mod tests { use super::*; }"),
     ] {
         assert_eq!(arrows(&Source::new(path, text)), Vec::<String>::new(), "{path}: {text}");

@@ -20,6 +20,7 @@ use std::ptr::NonNull;
 use std::rc::{Rc, Weak};
 use std::sync::atomic::{AtomicU16, Ordering};
 
+use bytes::Bytes;
 use io_uring::types::BufRingEntry;
 
 /// Built vectors kept per thread for [`Buf::build`], and the most bytes one of them may hold.
@@ -286,9 +287,11 @@ enum Storage {
     Static(&'static [u8]),
     Built(Rc<Vec<u8>>),
     Pooled(Rc<Block>),
+    /// Behind an `Rc`: it is larger than the others, and rare.
+    Shared(Rc<Bytes>),
 }
 
-/// A reference-counted slice of bytes: a block of the receive pool, a built `Vec`, or a static. `!Send`. Clone and
+/// A reference-counted slice of bytes: a block of the receive pool, a built `Vec`, shared [`Bytes`], or a static. `!Send`. Clone and
 /// slice copy no byte.
 #[derive(Clone)]
 pub struct Buf {
@@ -374,7 +377,7 @@ impl Buf {
 impl Drop for Buf {
     fn drop(&mut self) {
         match mem::replace(&mut self.storage, Storage::Static(&[])) {
-            Storage::Static(_) => {}
+            Storage::Static(_) | Storage::Shared(_) => {}
             Storage::Built(bytes) => recycle(bytes),
             Storage::Pooled(block) => {
                 if Rc::strong_count(&block) == 1
@@ -411,6 +414,7 @@ impl Deref for Buf {
         match &self.storage {
             Storage::Static(bytes) => &bytes[self.start..self.end],
             Storage::Built(bytes) => &bytes[self.start..self.end],
+            Storage::Shared(bytes) => &bytes[self.start..self.end],
             // SAFETY: start ≤ end ≤ block length by construction, the bytes are initialised (zeroed at allocation), and
             // nobody writes a block that a `Buf` holds: it is published again only after the last `Buf` has dropped.
             Storage::Pooled(block) => unsafe {
@@ -438,12 +442,20 @@ impl From<Vec<u8>> for Buf {
     }
 }
 
+impl From<Bytes> for Buf {
+    fn from(bytes: Bytes) -> Self {
+        let end = bytes.len();
+        Self { storage: Storage::Shared(Rc::new(bytes)), start: 0, end }
+    }
+}
+
 impl fmt::Debug for Buf {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let storage = match self.storage {
             Storage::Static(_) => "static",
             Storage::Built(_) => "built",
             Storage::Pooled(_) => "pooled",
+            Storage::Shared(_) => "shared",
         };
         write!(f, "Buf({storage}, {} bytes)", self.len())
     }

@@ -1,7 +1,7 @@
 //! **Purpose.** Chunked bodies: read strictly in place at any split of the input, and written.
 //!
 //! **Shape.** The caller hands [`ChunkDecoder::step`] what it has; each [`Step`] says how much was used and which part of
-//! it is body. Extensions and trailers are read and dropped.
+//! it is body. Extensions are read and dropped, trailers too unless they are wanted.
 //! ```text
 //! Size ─digits─▶ Size ─';'─▶ Extension ─CR─▶ SizeLf ─LF─▶ Data ─n bytes─▶ DataCr ─CR─▶ DataLf ─LF─▶ Size
 //!                     └───────────CR──────────▶ └─size 0─▶ TrailerStart ─CR─▶ EndLf ─LF─▶ Done
@@ -16,7 +16,10 @@
 
 use std::ops::Range;
 
-use super::line::is_token;
+use http::{HeaderMap, HeaderName, HeaderValue};
+
+use super::edit::put;
+use super::line::{Name, is_token, trim};
 
 /// Most bytes of extensions in one body.
 pub const MAX_EXTENSION_BYTES: u32 = 16 * 1024;
@@ -79,6 +82,9 @@ pub struct ChunkDecoder {
     digits: u32,
     extension_bytes: u32,
     trailer_bytes: u32,
+    keeps_trailers: bool,
+    /// The lines of the trailers, where they are kept.
+    trailers: Vec<u8>,
 }
 
 impl Default for ChunkDecoder {
@@ -90,7 +96,25 @@ impl Default for ChunkDecoder {
 impl ChunkDecoder {
     /// At the first byte of a body.
     pub fn new() -> Self {
-        Self { state: State::Size, left: 0, digits: 0, extension_bytes: 0, trailer_bytes: 0 }
+        Self {
+            state: State::Size,
+            left: 0,
+            digits: 0,
+            extension_bytes: 0,
+            trailer_bytes: 0,
+            keeps_trailers: false,
+            trailers: Vec::new(),
+        }
+    }
+
+    /// As [`ChunkDecoder::new`], and what follows the last chunk is kept.
+    pub fn keeping_trailers() -> Self {
+        Self { keeps_trailers: true, ..Self::new() }
+    }
+
+    /// The lines that followed the last chunk, where they were kept.
+    pub fn trailers(&self) -> &[u8] {
+        &self.trailers
     }
 
     /// The whole body has been read.
@@ -122,6 +146,7 @@ impl ChunkDecoder {
 
     /// One byte that is not data.
     fn take(&mut self, b: u8) -> Result<(), ChunkFault> {
+        let was = self.state;
         self.state = match (self.state, b) {
             (State::Size, b'\r' | b';') if self.digits == 0 => return Err(ChunkFault::Size),
             (State::Size | State::Extension, b'\r') => State::SizeLf,
@@ -146,6 +171,11 @@ impl ChunkDecoder {
             }
             (State::Data | State::Done, _) => self.state,
         };
+        if self.keeps_trailers && matches!(was, State::TrailerName | State::TrailerValue | State::TrailerLf)
+            || self.keeps_trailers && was == State::TrailerStart && self.state == State::TrailerName
+        {
+            self.trailers.push(b);
+        }
         Ok(())
     }
 
@@ -177,6 +207,34 @@ impl ChunkDecoder {
 
 fn is_control(b: u8) -> bool {
     (b < 0x20 && b != b'\t') || b == 0x7f
+}
+
+/// Lines of a trailer section as a map; `None` when there is none. What frames or routes a message is left out
+/// (RFC 9110 §6.5.1).
+pub fn parse_trailers(lines: &[u8]) -> Option<HeaderMap> {
+    let mut trailers = HeaderMap::new();
+    for line in lines.split(|b| *b == b'\n') {
+        let Some(colon) = memchr::memchr(b':', line) else { continue };
+        let (name, value) = (&line[..colon], trim(line[colon + 1..].trim_ascii_end()));
+        if Name::of(name) != Name::Other {
+            continue;
+        }
+        if let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name), HeaderValue::from_bytes(value)) {
+            trailers.append(name, value);
+        }
+    }
+    (!trailers.is_empty()).then_some(trailers)
+}
+
+/// Writes the last chunk and the trailers behind it.
+pub fn write_last_chunk(trailers: &HeaderMap, out: &mut Vec<u8>) {
+    out.extend_from_slice(b"0\r\n");
+    for (name, value) in trailers {
+        if Name::of(name.as_str().as_bytes()) == Name::Other {
+            put(out, name.as_str().as_bytes(), value.as_bytes());
+        }
+    }
+    out.extend_from_slice(b"\r\n");
 }
 
 /// Writes the line before the bytes of a chunk; `length` above 0, since a chunk of 0 bytes ends the body.

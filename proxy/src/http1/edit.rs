@@ -12,6 +12,9 @@
 use std::io::Write as _;
 use std::net::IpAddr;
 
+use http::HeaderMap;
+use http::header::{CONTENT_LENGTH, COOKIE};
+
 use crate::config::{HeaderEdit, HeaderEdits, ServerHeader};
 
 use super::framing::BodyLength;
@@ -241,6 +244,67 @@ pub fn write_response_head(head: &ResponseHead<'_>, edits: &ResponseEdits<'_>, o
     out.extend_from_slice(b"\r\n");
 }
 
+/// A head of HTTP/1 out of a header map that is edited already.
+#[derive(Clone, Copy, Debug)]
+pub struct MapHead<'a> {
+    /// The headers, without framing but for a length that holds.
+    pub headers: &'a HeaderMap,
+    /// How the body is framed.
+    pub body: BodyLength,
+    /// The protocol that its connection is to become, or becomes.
+    pub upgrade: Option<&'a [u8]>,
+    /// What is said about the connection otherwise.
+    pub connection: Connection,
+}
+
+/// Writes a request head out of a map; `target` is path and query, or the authority for CONNECT.
+pub fn write_request_map(method: &[u8], target: &[u8], host: &[u8], head: &MapHead<'_>, out: &mut Vec<u8>) {
+    out.extend_from_slice(method);
+    out.push(b' ');
+    out.extend_from_slice(target);
+    out.extend_from_slice(b" HTTP/1.1\r\n");
+    put(out, b"host", host);
+    write_map(head, head.headers.contains_key(CONTENT_LENGTH), out);
+}
+
+/// Writes a response head out of a map.
+pub fn write_response_map(status: u16, head: &MapHead<'_>, out: &mut Vec<u8>) {
+    write_status_line(status, b"", out);
+    write_map(head, head.headers.contains_key(CONTENT_LENGTH), out);
+}
+
+fn write_map(head: &MapHead<'_>, has_length: bool, out: &mut Vec<u8>) {
+    let mut cookies = head.headers.get_all(COOKIE).iter();
+    if let Some(first) = cookies.next() {
+        // Crumbs of HTTP/2 become one line. Source: RFC 9113 §8.2.3.
+        out.extend_from_slice(b"cookie: ");
+        out.extend_from_slice(first.as_bytes());
+        for crumb in cookies {
+            out.extend_from_slice(b"; ");
+            out.extend_from_slice(crumb.as_bytes());
+        }
+        out.extend_from_slice(b"\r\n");
+    }
+    for (name, value) in head.headers {
+        if *name != COOKIE {
+            put(out, name.as_str().as_bytes(), value.as_bytes());
+        }
+    }
+    match head.body {
+        BodyLength::Length(length) if !has_length => put_length(length, out),
+        BodyLength::Chunked => put(out, b"transfer-encoding", b"chunked"),
+        BodyLength::Empty | BodyLength::Length(_) | BodyLength::UntilClose => {}
+    }
+    match head.upgrade {
+        Some(protocol) => {
+            put(out, b"connection", b"upgrade");
+            put(out, b"upgrade", protocol);
+        }
+        None => put_connection(head.connection, out),
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
 /// Received bytes that stay and lie together; copied at once.
 #[derive(Debug, Default)]
 struct Run {
@@ -336,7 +400,7 @@ fn is_edited_away(line: &Line, levels: &[&HeaderEdits], bytes: &[u8]) -> bool {
 }
 
 /// Configuration may add, replace and remove it.
-fn is_editable(name: Name) -> bool {
+pub(crate) fn is_editable(name: Name) -> bool {
     !name.is_hop_by_hop() && !matches!(name, Name::ContentLength | Name::Host)
 }
 

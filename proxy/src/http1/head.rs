@@ -283,7 +283,7 @@ impl RequestTable {
 }
 
 /// `host[:port]` without user information: a name, an IPv4 address or a bracketed IPv6 address.
-fn parse_authority(text: &[u8]) -> Result<(), Kind> {
+pub(crate) fn parse_authority(text: &[u8]) -> Result<(), Kind> {
     let (host, port) = match text {
         [b'[', rest @ ..] => {
             let close = memchr::memchr(b']', rest).ok_or(Kind::BadHost)?;
@@ -419,7 +419,7 @@ impl<'a> RequestHead<'a> {
     }
 
     /// All values of a header that has a class of its own, in order.
-    pub(super) fn known(&self, name: Name) -> impl Iterator<Item = &'a [u8]> + use<'a> {
+    pub(crate) fn known(&self, name: Name) -> impl Iterator<Item = &'a [u8]> + use<'a> {
         let bytes = self.bytes;
         let lines = if self.table.seen.has_any([name]) { &self.table.lines[..] } else { &[] };
         lines.iter().filter(move |line| line.name == name && !line.is_dropped).map(move |line| line.value_in(bytes))

@@ -11,7 +11,7 @@ use memchr::memchr;
 
 /// Names that decide framing, forwarding or trust. Prefixes count where the doc says so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Name {
+pub(crate) enum Name {
     Connection,
     ContentLength,
     Date,
@@ -39,7 +39,7 @@ pub(super) enum Name {
 
 impl Name {
     /// The class of a header name, in any letter case.
-    pub(super) fn of(name: &[u8]) -> Self {
+    pub(crate) fn of(name: &[u8]) -> Self {
         let is = |text: &str| name.eq_ignore_ascii_case(text.as_bytes());
         // Length and first letter first: most names are compared with none of ours, the others with one.
         match (name.len(), name.first().map_or(0, u8::to_ascii_lowercase)) {
@@ -68,7 +68,7 @@ impl Name {
     }
 
     /// Concerns one connection only, and is never passed on as it came.
-    pub(super) fn is_hop_by_hop(self) -> bool {
+    pub(crate) fn is_hop_by_hop(self) -> bool {
         matches!(
             self,
             Self::Connection

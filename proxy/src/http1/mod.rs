@@ -10,35 +10,20 @@
 //!
 //! **Source.** RFC 9110, RFC 9112, RFC 3986.
 
-mod answer;
-mod body;
 pub mod chunk;
-mod deadline;
 pub mod edit;
-mod exchange;
-mod forward;
 pub mod framing;
 pub mod head;
 #[cfg(test)]
 mod head_tests;
-mod inlet;
-mod line;
+pub(crate) mod line;
 pub mod local;
 pub mod path;
-mod relay;
-mod respond;
 pub mod response;
-mod server;
-#[cfg(test)]
-mod tests;
-mod view;
-mod workspace;
 
-pub use chunk::{ChunkDecoder, ChunkFault, Step};
+pub use chunk::{ChunkDecoder, ChunkFault, Step, parse_trailers};
 pub use edit::{Connection, RequestEdits, ResponseEdits, Trust, write_request_head, write_response_head};
 pub use framing::BodyLength;
 pub use head::{HeadLimits, Progress, RequestHead, RequestTable, Version};
 pub use local::{LocalResponse, write_local_response};
 pub use response::{ResponseHead, ResponseLimits, ResponseTable};
-pub use server::Downstream;
-pub use view::HeadView;

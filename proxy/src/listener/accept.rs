@@ -13,7 +13,7 @@ use super::crew::{Crew, Passing};
 use crate::config::{ListenerName, Protocol};
 use crate::drain::Watch;
 use crate::worker::Worker;
-use crate::{http1, tcp};
+use crate::{http, tcp};
 
 /// Pause after an accept that failed for want of descriptors or memory.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -67,8 +67,7 @@ fn serve_stream(worker: &Rc<Worker>, listener: &ListenerName, stream: TcpStream,
         let settings = settings.clone();
         spawn(tcp::Downstream::new(worker, listener, stream).serve(view, settings)).detach();
     } else {
-        let mut connection = http1::Downstream::new(worker, listener, stream, peer);
-        spawn(async move { connection.serve().await }).detach();
+        spawn(http::serve(worker, listener, stream, peer)).detach();
     }
 }
 

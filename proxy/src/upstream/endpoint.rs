@@ -2,16 +2,17 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::{Context, Waker};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use outrigger_reactor::TcpStream;
 
-use super::Slot;
+use super::{ConnectFault, Lease, Multiplexed, Slot};
 use crate::stats::{ClusterCell, EndpointCell};
 
 /// One address of a cluster, as one worker sees it. Outlives configuration updates that keep the address.
@@ -22,6 +23,10 @@ pub struct Endpoint {
     /// Its counts, shared by all workers.
     pub cell: Arc<EndpointCell>,
     idle: RefCell<VecDeque<Idle>>,
+    /// Connections of HTTP/2 that take streams.
+    shared: RefCell<Vec<Rc<Multiplexed>>>,
+    /// Such a connection being opened: who needs one waits for it.
+    opening: RefCell<Option<Rc<Attempt>>>,
     /// No connection is kept any more: the endpoint left the configuration.
     retired: Cell<bool>,
 }
@@ -49,6 +54,39 @@ impl Drop for Open {
     }
 }
 
+/// A connection of HTTP/2 being opened, and who waits for it.
+#[derive(Debug, Default)]
+struct Attempt {
+    result: Cell<Option<Result<(), ConnectFault>>>,
+    waiting: RefCell<Vec<Waker>>,
+}
+
+/// The one attempt to open a connection of HTTP/2 to an endpoint; whoever waits for it is told when it is over.
+#[derive(Debug)]
+pub struct Opening {
+    endpoint: Rc<Endpoint>,
+    attempt: Rc<Attempt>,
+}
+
+impl Opening {
+    /// It is over.
+    pub fn settle(self, opened: &Result<Rc<Multiplexed>, ConnectFault>) {
+        if let Ok(connection) = opened
+            && !self.endpoint.retired.get()
+        {
+            self.endpoint.shared.borrow_mut().push(connection.clone());
+        }
+        self.attempt.result.set(Some(opened.as_ref().map(|_| ()).map_err(|fault| *fault)));
+    }
+}
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        self.endpoint.opening.take();
+        self.attempt.waiting.take().into_iter().for_each(Waker::wake);
+    }
+}
+
 /// When a connection may be kept for another request.
 #[derive(Clone, Copy, Debug)]
 pub struct Reuse {
@@ -69,7 +107,14 @@ pub struct Connection {
 impl Endpoint {
     /// An endpoint without connections.
     pub fn new(address: SocketAddr, cell: Arc<EndpointCell>) -> Self {
-        Self { address, cell, idle: RefCell::default(), retired: Cell::new(false) }
+        Self {
+            address,
+            cell,
+            idle: RefCell::default(),
+            shared: RefCell::default(),
+            opening: RefCell::default(),
+            retired: Cell::new(false),
+        }
     }
 
     /// The most recently used idle connection whose peer is still there; stale ones met on the way are closed.
@@ -83,6 +128,46 @@ impl Endpoint {
         }
     }
 
+    /// A place for a stream on one of its connections of HTTP/2.
+    pub fn lease(&self, now: Instant, reuse: Reuse) -> Option<Lease> {
+        let mut shared = self.shared.borrow_mut();
+        let mut worn = false;
+        let lease = shared.iter().find_map(|one| {
+            let is_usable = one.is_usable(now, reuse);
+            worn |= !is_usable;
+            is_usable.then(|| one.lease()).flatten()
+        });
+        if worn {
+            shared.retain(|one| one.is_usable(now, reuse));
+        }
+        lease
+    }
+
+    /// The right to open a connection of HTTP/2; `None` while somebody else does.
+    pub fn begin_opening(self: &Rc<Self>) -> Option<Opening> {
+        let mut opening = self.opening.borrow_mut();
+        if opening.is_some() {
+            return None;
+        }
+        let attempt = Rc::<Attempt>::default();
+        *opening = Some(attempt.clone());
+        Some(Opening { endpoint: self.clone(), attempt })
+    }
+
+    /// Waits for the connection that somebody else opens. `Ok` too when it was given up: then it is this one's turn.
+    pub async fn opened(&self) -> Result<(), ConnectFault> {
+        let Some(attempt) = self.opening.borrow().clone() else { return Ok(()) };
+        poll_fn(|cx| {
+            let is_current = self.opening.borrow().as_ref().is_some_and(|opening| Rc::ptr_eq(opening, &attempt));
+            if !is_current {
+                return Poll::Ready(attempt.result.get().unwrap_or(Ok(())));
+            }
+            attempt.waiting.borrow_mut().push(cx.waker().clone());
+            Poll::Pending
+        })
+        .await
+    }
+
     /// Closes idle connections that are over age or whose peer closed. Returns how many.
     pub fn sweep(&self, now: Instant, reuse: Reuse) -> usize {
         // Taken out while it is looked through: closing a connection may call a waiter, which looks in here.
@@ -91,19 +176,29 @@ impl Endpoint {
         idle.retain(|one| is_fresh(&one.connection.stream, one.since, now, reuse));
         let closed = before - idle.len();
         self.idle.borrow_mut().append(&mut idle);
-        closed
+        let before = self.shared.borrow().len();
+        self.shared.borrow_mut().retain(|one| one.is_usable(now, reuse));
+        closed + before - self.shared.borrow().len()
     }
 
     /// Closes the connection that was idle longest: its place is needed elsewhere. False when there is none.
     pub fn close_one(&self) -> bool {
         let oldest = self.idle.borrow_mut().pop_front();
-        oldest.is_some()
+        if oldest.is_some() {
+            return true;
+        }
+        let mut shared = self.shared.borrow_mut();
+        let idle = shared.iter().position(|one| one.is_idle());
+        let closed = idle.map(|at| shared.remove(at));
+        drop(shared);
+        closed.is_some()
     }
 
     /// Closes what is idle and keeps nothing from now on.
     pub fn retire(&self) {
         self.retired.set(true);
         drop(self.idle.take());
+        drop(self.shared.take());
     }
 
     /// The endpoint is back in the configuration.
@@ -113,7 +208,7 @@ impl Endpoint {
 
     /// Connections waiting for a request.
     pub fn idle_connections(&self) -> usize {
-        self.idle.borrow().len()
+        self.idle.borrow().len() + self.shared.borrow().iter().filter(|one| one.is_idle()).count()
     }
 }
 

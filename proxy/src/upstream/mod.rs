@@ -1,7 +1,8 @@
 //! **Purpose.** Connections to endpoints: opening, pooling, reuse.
 //!
 //! **Shape.** An [`Endpoint`] is one worker's side of one address: its idle connections, newest first out, and its
-//! shared counts. A [`Connection`] is checked out of it, used by one exchange at a time and given back, or dropped.
+//! shared counts. A [`Connection`] is checked out of it, used by one exchange at a time and given back, or dropped. A
+//! [`Multiplexed`] connection of HTTP/2 stays there and is shared: a [`Lease`] is one stream's place on it.
 //! [`Slots`] bound what one cluster has open over all workers.
 //!
 //! **Limits.** An idle connection holds a descriptor and a slot but no buffer. Peers that closed or sent bytes while
@@ -11,8 +12,10 @@
 
 mod connect;
 mod endpoint;
+mod multiplexed;
 mod slots;
 
-pub use connect::{ConnectFault, connect};
-pub use endpoint::{Connection, Endpoint, Reuse};
+pub use connect::{ConnectFault, connect, connect_multiplexed};
+pub use endpoint::{Connection, Endpoint, Opening, Reuse};
+pub use multiplexed::{Lease, Multiplexed};
 pub use slots::{Slot, Slots};

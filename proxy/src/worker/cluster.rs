@@ -15,7 +15,7 @@ use crate::config::{ClusterConfig, EndpointSet};
 use crate::fault::Kind;
 use crate::policy::TokenBucket;
 use crate::stats::{ClusterCell, EndpointCell};
-use crate::upstream::{ConnectFault, Connection, Endpoint, Reuse, Slots, connect};
+use crate::upstream::{ConnectFault, Connection, Endpoint, Lease, Reuse, Slots, connect, connect_multiplexed};
 
 /// A cluster as one worker runs it.
 #[derive(Debug)]
@@ -171,6 +171,40 @@ impl Cluster {
         };
         let connected = connect(endpoint, slot, self.cell.clone(), self.config.connect_timeout).await;
         connected.map_err(OpenFault::Connect)
+    }
+
+    /// A place for a stream on a connection of HTTP/2, which is opened when none has room. Requests that come while one is
+    /// being opened wait for it, and fail with it.
+    /// Cancel: as [`Cluster::open`]; whoever waited for the connection tries for itself.
+    pub async fn open_stream(&self, index: usize, chance: &Chance) -> Result<Lease, OpenFault> {
+        let unreachable = OpenFault::Connect(ConnectFault::Unreachable);
+        let endpoint = self.endpoints.get(index).ok_or(unreachable)?;
+        if let Some(lease) = endpoint.lease(now(), self.reuse()) {
+            return Ok(lease);
+        }
+        let limits = &self.config.limits;
+        let pending = self.state.circuit.try_pending(limits);
+        let _pending = pending.ok_or(OpenFault::TooManyPending)?;
+        loop {
+            if let Some(lease) = endpoint.lease(now(), self.reuse()) {
+                return Ok(lease);
+            }
+            let Some(opening) = endpoint.begin_opening() else {
+                endpoint.opened().await.map_err(OpenFault::Connect)?;
+                continue;
+            };
+            let Some(slot) = self.slots.try_take(limits.max_connections) else {
+                drop(opening);
+                if !self.endpoints.iter().any(|other| other.close_one()) {
+                    self.slots.turn().await;
+                }
+                continue;
+            };
+            let timing = (self.config.connect_timeout, &self.config.http2);
+            let opened = connect_multiplexed(endpoint, slot, self.cell.clone(), timing, chance.bits()).await;
+            opening.settle(&opened);
+            opened.map_err(OpenFault::Connect)?;
+        }
     }
 
     /// An opaque stream got its connection, which is all that can be said of the endpoint (Envoy counts it as a 200).

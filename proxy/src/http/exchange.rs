@@ -11,17 +11,18 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
+use http::request;
 use outrigger_reactor::{now, timeout};
 
-use super::framing::BodyLength;
-use super::head::{RequestHead, Version};
-use super::path::{Normal, PathRules, normalize};
-use super::respond::{self, Answering};
-use super::server::{ANSWER_TIMEOUT, After, Downstream, Received};
-use super::view::HeadView;
+use super::downstream::{After, Client, Downstream};
+use super::head::{FramedHead, HeadView, HttpVersion, Request};
+use super::http1_server::{ANSWER_TIMEOUT, Received};
+use super::respond::{self, Answer, Answering};
 use super::workspace::{Lease, Workspace};
-use crate::config::{HttpConnectionConfig, Route, RouteAction, VirtualHost};
+use crate::config::{HttpConnectionConfig, Route, RouteAction, Upgrade, VirtualHost};
 use crate::fault::{Fault, Kind};
+use crate::http1::BodyLength;
+use crate::http1::path::{Normal, PathRules, normalize};
 use crate::policy::Verdict;
 use crate::route::{Found, split_port};
 use crate::stats::RouteCell;
@@ -50,16 +51,43 @@ pub(super) struct Outcome {
 }
 
 impl Downstream {
-    /// Serves one request.
-    pub(super) async fn exchange(&mut self, received: Received) -> After {
+    /// Serves one request of HTTP/1.
+    pub(super) async fn exchange_received(&mut self, received: Received) -> After {
         self.cell.requests.add_one();
         let view = self.worker.view();
         let Some(listener) = view.listener(&self.listener) else { return After::Close };
-        let mut lease = self.workspace.take().unwrap_or_else(Lease::take);
+        let kept = match &mut self.client {
+            Client::Http1(connection) => connection.workspace.take(),
+            Client::Http2(_) => None,
+        };
+        let mut lease = kept.unwrap_or_else(Lease::take);
         let Workspace { request_table, response_table, scratch } = &mut *lease;
         self.response_table = std::mem::take(response_table);
         let head = request_table.view(&received.head);
-        let after = self.admit((&view, listener), (head, received.began), scratch).await;
+        let after = self.admit((&view, listener), (Request::Http1(head), received.began), scratch).await;
+        *response_table = std::mem::take(&mut self.response_table);
+        after
+    }
+
+    /// Serves the one request of a stream of HTTP/2.
+    pub(super) async fn exchange_stream(&mut self, parts: request::Parts, began: Instant) -> After {
+        self.cell.requests.add_one();
+        let view = self.worker.view();
+        let Some(listener) = view.listener(&self.listener) else { return After::Abort };
+        let Some(http) = listener.http().map(Arc::as_ref) else { return After::Abort };
+        let Client::Http2(stream) = &self.client else { return After::Abort };
+        let head = match FramedHead::parse(parts, stream.recv.is_end_stream(), http) {
+            Ok(head) => head,
+            Err(kind) => {
+                let worker = self.worker.clone();
+                let answering = Answering::framed(&worker, http, view.epoch());
+                return self.refuse_unmatched(kind, &answering).await;
+            }
+        };
+        let mut lease = Lease::take();
+        let Workspace { response_table, scratch, .. } = &mut *lease;
+        self.response_table = std::mem::take(response_table);
+        let after = self.admit((&view, listener), (Request::Http2(&head), began), scratch).await;
         *response_table = std::mem::take(&mut self.response_table);
         after
     }
@@ -68,13 +96,14 @@ impl Downstream {
     async fn admit(
         &mut self,
         (view, listener): (&Rc<View>, &ListenerView),
-        received: (RequestHead<'_>, Instant),
+        received: (Request<'_>, Instant),
         scratch: &mut Vec<u8>,
     ) -> After {
         let (head, began) = received;
         let Some(http) = listener.http().map(Arc::as_ref) else { return After::Close };
         let worker = self.worker.clone();
-        let may_keep = head.keep_alive() && !self.is_worn(http);
+        // Whatever follows a request to leave HTTP is not to be taken for another request.
+        let may_keep = head.keep_alive() && head.upgrade().is_none() && !self.is_worn(http);
         let answering = Answering {
             worker: &worker,
             http,
@@ -85,7 +114,11 @@ impl Downstream {
             is_head: head.method() == b"HEAD",
             version: head.version(),
         };
-        let normal = precondition(http, head).and_then(|()| normalize(head.path(), PathRules::from(http), scratch));
+        let normal = precondition(http, head).and_then(|()| match head.path() {
+            // CONNECT has none.
+            b"" => Ok(Normal::Unchanged),
+            path => normalize(path, PathRules::from(http), scratch),
+        });
         let path = match normal {
             Ok(Normal::Unchanged) => head.path(),
             Ok(Normal::Changed(path)) => path,
@@ -100,13 +133,13 @@ impl Downstream {
             }
         };
         let Some(routes) = view.routes(listener) else {
-            return self.refuse_unmatched(Kind::NoRouteTable, &answering).await;
+            return self.refuse_unmatched(unrouted(Kind::NoRouteTable, head, http), &answering).await;
         };
         let ignores_port = http.strip_any_host_port || routes.table().ignore_port_in_host;
         let authority = if ignores_port { split_port(head.authority()).0 } else { head.authority() };
         let request = HeadView { head, scheme: respond::scheme(http, head), authority, path };
         let Found::Route { host, host_index, route, route_index } = routes.index.find(&request, &worker.chance) else {
-            return self.refuse_unmatched(Kind::NoRoute, &answering).await;
+            return self.refuse_unmatched(unrouted(Kind::NoRoute, head, http), &answering).await;
         };
         let Some(live) = routes.live(&worker, host_index, route_index) else {
             return self.refuse_unmatched(Kind::Internal, &answering).await;
@@ -135,6 +168,9 @@ impl Downstream {
     }
 
     async fn act(&mut self, matched: &Matched<'_>, answering: &Answering<'_>) -> Outcome {
+        if !is_upgrade_granted(matched) {
+            return self.refuse_matched(Fault::new(Kind::UpgradeRefused), matched, answering).await;
+        }
         if let Err(fault) = self.limit(matched) {
             matched.cell.limited.add_one();
             return self.refuse_matched(fault, matched, answering).await;
@@ -196,12 +232,18 @@ impl Downstream {
     }
 
     /// Sends an answer made here.
-    pub(super) async fn answer(&mut self, answer: respond::Answer) -> After {
-        self.stream.queue(answer.bytes);
-        match timeout(ANSWER_TIMEOUT, self.stream.hand_over()).await {
-            Ok(Ok(())) if answer.keep => After::Keep,
-            Ok(Ok(())) => After::Close,
-            Ok(Err(_)) | Err(_) => After::Abort,
+    pub(super) async fn answer(&mut self, answer: Answer) -> After {
+        match (&mut self.client, answer) {
+            (Client::Http1(connection), Answer::Bytes { bytes, keep }) => {
+                connection.stream.queue(bytes);
+                match timeout(ANSWER_TIMEOUT, connection.stream.hand_over()).await {
+                    Ok(Ok(())) if keep => After::Keep,
+                    Ok(Ok(())) => After::Close,
+                    Ok(Err(_)) | Err(_) => After::Abort,
+                }
+            }
+            (Client::Http2(stream), Answer::Frames { head, body }) => stream.answer(head, body),
+            (Client::Http1(_), Answer::Frames { .. }) | (Client::Http2(_), Answer::Bytes { .. }) => After::Abort,
         }
     }
 }
@@ -220,17 +262,35 @@ fn by_route(kind: Kind, matched: &Matched<'_>) -> Fault {
     Fault::new(kind).with_rule(matched.route.name.clone())
 }
 
-fn precondition(http: &HttpConnectionConfig, head: RequestHead<'_>) -> Result<(), Kind> {
-    if head.version() == Version::Http10 {
+/// The route, or else the listener, lets the request leave HTTP the way it asks for.
+fn is_upgrade_granted(matched: &Matched<'_>) -> bool {
+    let Some(kind) = matched.request.head.upgrade() else { return true };
+    let of_route: &[Upgrade] = match &matched.route.action {
+        RouteAction::Forward(forward) => &forward.upgrades,
+        RouteAction::Direct(_) | RouteAction::Redirect(_) => &[],
+    };
+    grant(of_route, kind).or_else(|| grant(&matched.http.upgrades, kind)).unwrap_or(false)
+}
+
+/// What `upgrades` say of one kind, if anything.
+fn grant(upgrades: &[Upgrade], kind: &[u8]) -> Option<bool> {
+    upgrades.iter().find(|upgrade| upgrade.kind.as_bytes().eq_ignore_ascii_case(kind)).map(|upgrade| upgrade.enabled)
+}
+
+/// An upgrade that only a route could grant is refused where there is no route.
+fn unrouted(kind: Kind, head: Request<'_>, http: &HttpConnectionConfig) -> Kind {
+    let is_refused = head.upgrade().is_some_and(|upgrade| !grant(&http.upgrades, upgrade).unwrap_or(false));
+    if is_refused { Kind::UpgradeRefused } else { kind }
+}
+
+fn precondition(http: &HttpConnectionConfig, head: Request<'_>) -> Result<(), Kind> {
+    if head.version() == HttpVersion::Http10 {
         if !http.accept_http_10 {
             return Err(Kind::BadVersion);
         }
         if head.body() == BodyLength::Chunked {
             return Err(Kind::BadFraming);
         }
-    }
-    if head.method() == b"CONNECT" || head.is_upgrade() {
-        return Err(Kind::UpgradeRefused);
     }
     Ok(())
 }

@@ -16,22 +16,21 @@ use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
 
-use outrigger_reactor::{Buf, count_copied, now, sleep};
+use outrigger_reactor::{now, sleep};
 
-use super::answer::FinalHead;
-use super::body::{Body, BodyFault, Outgoing, Pump, PumpFault, Replay, queue_framed};
-use super::deadline::Deadlines;
+use super::body::{Body, Replay};
+use super::downstream::{After, Client, Downstream};
 use super::exchange::{Matched, Outcome};
-use super::framing::BodyLength;
-use super::inlet::Inlet;
+use super::head::Request;
+use super::pump::Outgoing;
 use super::respond::{self, Answering};
-use super::server::{After, Downstream};
+use super::upstream::{AnswerHead, Upstream, is_framed};
 use crate::config::{ForwardAction, HeaderEdits};
 use crate::fault::{Fault, Kind, Retry, Side};
+use crate::http1::BodyLength;
 use crate::policy::{self, Attempt, Decision, Sent, Slot, Verdict};
 use crate::route::{Chosen, choose_cluster};
 use crate::stats::SuppressReason;
-use crate::upstream::Connection;
 use crate::worker::{Cluster, InFlight};
 
 /// What is known of a forwarded request over all its tries.
@@ -46,7 +45,11 @@ pub(super) struct Forwarding<'a> {
     pub(super) choice_response_edits: Option<&'a HeaderEdits>,
     pub(super) body: Body,
     pub(super) outgoing: Outgoing,
-    replay: Option<Replay>,
+    /// The endpoint is spoken to in HTTP/2.
+    pub(super) is_framed: bool,
+    /// What the stream or connection is to become.
+    pub(super) upgrade: Option<&'a [u8]>,
+    pub(super) replay: Option<Replay>,
     /// Endpoint of the last try.
     picked: Option<usize>,
     /// Endpoints of the tries before it.
@@ -54,14 +57,14 @@ pub(super) struct Forwarding<'a> {
     tries: u32,
     /// Place among the cluster's retries in flight.
     retrying: Option<Slot>,
-    replayed: bool,
-    continued: bool,
+    pub(super) replayed: bool,
+    pub(super) continued: bool,
     /// Our `x-request-id`, the same for every try.
     pub(super) request_id: Option<[u8; 36]>,
 }
 
 impl Forwarding<'_> {
-    fn per_try_timeout(&self) -> Option<Duration> {
+    pub(super) fn per_try_timeout(&self) -> Option<Duration> {
         self.action.retry.as_ref().and_then(|policy| policy.per_try_timeout)
     }
 }
@@ -69,10 +72,9 @@ impl Forwarding<'_> {
 /// An upstream that answered.
 #[derive(Debug)]
 pub(super) struct Answered {
-    pub(super) connection: Connection,
-    pub(super) inlet: Inlet,
+    pub(super) upstream: Upstream,
     /// The response head; its table is in [`Downstream::response_table`].
-    pub(super) head: Buf,
+    pub(super) head: AnswerHead,
     pub(super) status: u16,
     /// The whole request was sent.
     pub(super) uploaded: bool,
@@ -84,18 +86,18 @@ pub(super) struct Answered {
 /// A try that gave no answer.
 #[derive(Debug)]
 pub(super) struct TryFault {
-    fault: Fault,
-    sent: Sent,
-    on_reused: bool,
+    pub(super) fault: Fault,
+    pub(super) sent: Sent,
+    pub(super) on_reused: bool,
 }
 
 impl TryFault {
     /// The connection was lost before any byte of an answer.
     fn is_loss(&self) -> bool {
-        matches!(self.fault.kind, Kind::SendReset | Kind::ResponseReset | Kind::ResponseClosed)
+        matches!(self.fault.kind, Kind::SendReset | Kind::ResponseReset | Kind::ResponseClosed | Kind::StreamRefused)
     }
 
-    fn unsent(kind: Kind) -> Self {
+    pub(super) fn unsent(kind: Kind) -> Self {
         Self { fault: Fault::new(kind).with_retry(Retry::Safe), sent: Sent::Nothing, on_reused: false }
     }
 }
@@ -126,24 +128,35 @@ impl Downstream {
             Ok(admitted) => admitted,
             Err(fault) => return self.refuse_matched(fault, matched, answering).await,
         };
-        let length = matched.request.head.body();
-        let may_retry = action.retry.is_some() || matched.request.head.is_idempotent();
+        let head = matched.request.head;
+        let upgrade = head.upgrade();
+        // What follows a request to leave HTTP is not its body, and stays where it is until the upstream has agreed.
+        let length = if upgrade.is_some() { BodyLength::Empty } else { head.body() };
+        let is_framed = is_framed(cluster.config.protocol, matches!(head, Request::Http2(_)));
+        // An endpoint of HTTP/2 may say of any request that it was not processed.
+        let may_retry = action.retry.is_some() || head.is_idempotent() || is_framed;
         let mut forwarding = Forwarding {
             matched,
             action,
             cluster: &cluster,
             choice_request_edits: weighted.map(|choice| &choice.request_edits),
             choice_response_edits: weighted.map(|choice| &choice.response_edits),
-            body: Body::new(length),
-            outgoing: if length == BodyLength::Chunked { Outgoing::Chunked } else { Outgoing::Plain },
+            body: self.request_body(length, is_framed, matched),
+            outgoing: match length {
+                BodyLength::Chunked if matched.http.http1_trailers => Outgoing::ChunkedWithTrailers,
+                BodyLength::Chunked => Outgoing::Chunked,
+                BodyLength::Empty | BodyLength::Length(_) | BodyLength::UntilClose => Outgoing::Plain,
+            },
+            is_framed,
+            upgrade,
             replay: (may_retry && !length.is_empty()).then(|| Replay::within(self.worker.spare.take(), length)),
             picked: None,
             tried: Vec::new(),
             tries: 0,
             retrying: None,
             replayed: false,
-            continued: !matched.request.head.expects_continue(),
-            request_id: respond::request_id(matched.http, matched.request.head, &self.worker),
+            continued: !head.expects_continue(),
+            request_id: respond::request_id(matched.http, head, &self.worker),
         };
         self.set_deadlines(&forwarding);
         let outcome = self.try_until_answered(&mut forwarding, answering).await;
@@ -152,6 +165,14 @@ impl Downstream {
         }
         self.deadlines.clear();
         outcome
+    }
+
+    fn request_body(&self, length: BodyLength, is_framed: bool, matched: &Matched<'_>) -> Body {
+        match &self.client {
+            Client::Http1(_) if matched.http.http1_trailers || is_framed => Body::with_trailers(length),
+            Client::Http1(_) => Body::new(length),
+            Client::Http2(_) => Body::framed(length == BodyLength::Empty),
+        }
     }
 
     fn admit_to_cluster(&self, cluster: &Rc<Cluster>, matched: &Matched<'_>) -> Result<Slot, Fault> {
@@ -253,10 +274,8 @@ impl Downstream {
         self.deadlines.set(Kind::PerTryTimeout, per_try.map(|span| now() + span));
         let in_flight = cluster.in_flight(pick.index);
         let began = now();
-        // A replay follows a pooled connection found dead: its neighbours may be as dead.
-        let pooled = if forwarding.replayed { None } else { cluster.checkout(pick.index) };
-        let result = match self.connect(cluster, pick.index, pooled).await {
-            Ok(connection) => self.exchange_head(forwarding, connection, in_flight, pick.index).await,
+        let result = match self.link(forwarding, pick.index).await {
+            Ok(link) => self.exchange_head(forwarding, link, in_flight, pick.index).await,
             Err(failed) => Err(failed),
         };
         self.deadlines.set(Kind::PerTryTimeout, None);
@@ -273,134 +292,9 @@ impl Downstream {
         result
     }
 
-    /// A connection to the picked endpoint: a pooled one, or a new one within the limits.
-    async fn connect(
-        &mut self,
-        cluster: &Rc<Cluster>,
-        endpoint: usize,
-        pooled: Option<Connection>,
-    ) -> Result<Connection, TryFault> {
-        if let Some(connection) = pooled {
-            cluster.cell.reuses.add_one();
-            return Ok(connection);
-        }
-        let mut opening = pin!(cluster.open(endpoint));
-        let deadlines = &mut self.deadlines;
-        poll_fn(|cx| {
-            if let Poll::Ready(opened) = opening.as_mut().poll(cx) {
-                return Poll::Ready(opened.map_err(|fault| TryFault::unsent(fault.kind())));
-            }
-            deadlines.poll_passed(cx).map(|kind| Err(TryFault::unsent(kind)))
-        })
-        .await
-    }
-
-    /// Sends the request over `connection` and reads the head of its answer, both at once: an upstream may answer, and
-    /// even close, before it has read a body.
-    async fn exchange_head(
-        &mut self,
-        forwarding: &mut Forwarding<'_>,
-        connection: Connection,
-        in_flight: Option<InFlight>,
-        endpoint: usize,
-    ) -> Result<Answered, TryFault> {
-        self.begin_request(forwarding, &connection).await?;
-        let on_reused = connection.is_reused();
-        let mut answer = FinalHead::default();
-        let mut uploaded = false;
-        let mut upload_broke = false;
-        let action = forwarding.action;
-        let Self { stream, inlet: received, response_table, deadlines, .. } = self;
-        response_table.reset();
-        let mut timing = RouteTiming::new(action, forwarding.per_try_timeout());
-        if !forwarding.body.is_done() {
-            // While the client sends, it is not the endpoint that is waited for.
-            deadlines.set(Kind::PerTryTimeout, None);
-        }
-        let cell = forwarding.matched.cell;
-        let result = {
-            let Forwarding { body, replay, outgoing, .. } = &mut *forwarding;
-            let mut pump = Pump::new(body, &mut received.input, stream, connection.stream())
-                .framed(*outgoing)
-                .kept_in(replay.as_mut());
-            let polled = poll_fn(|cx| {
-                if !uploaded {
-                    let moved = pump.moved();
-                    match pump.poll_moved(cx) {
-                        Poll::Ready(Ok(())) => uploaded = true,
-                        Poll::Ready(Err(PumpFault::Source(fault))) => {
-                            return Poll::Ready(Err(Broke::Downstream(fault)));
-                        }
-                        // The answer may already be on its way: it decides, not the failed send.
-                        Poll::Ready(Err(PumpFault::Sink)) => (uploaded, upload_broke) = (true, true),
-                        Poll::Pending => {}
-                    }
-                    if pump.moved() != moved {
-                        deadlines.touch();
-                    }
-                    if pump.is_received() {
-                        timing.request_ended(deadlines);
-                    }
-                }
-                if let Poll::Ready(answer) = answer.poll(connection.stream(), response_table, cx) {
-                    return Poll::Ready(answer.map_err(Broke::Upstream));
-                }
-                if uploaded && !upload_broke && received_end(stream, &mut pump, cx) {
-                    return Poll::Ready(Err(Broke::Gone));
-                }
-                // A client that stops in the middle of its body is not the endpoint's fault.
-                let awaits_client = !uploaded && !pump.is_received() && !pump.is_blocked();
-                deadlines.poll_passed(cx).map(|kind| {
-                    let is_client = awaits_client && kind == Kind::StreamIdle;
-                    Err(Broke::Deadline(if is_client { Kind::RequestTimeout } else { kind }))
-                })
-            })
-            .await;
-            cell.bytes_in.add(pump.moved());
-            polled
-        };
-        match result {
-            Ok((head, status)) => Ok(Answered {
-                connection,
-                inlet: answer.inlet,
-                head,
-                status,
-                uploaded: uploaded && !upload_broke,
-                endpoint,
-                in_flight,
-            }),
-            Err(broke) => Err(broke.into_fault(&connection, on_reused)),
-        }
-    }
-
-    /// Queues the request head, what earlier tries already took of the body, and tells a waiting client to go on.
-    async fn begin_request(
-        &mut self,
-        forwarding: &mut Forwarding<'_>,
-        connection: &Connection,
-    ) -> Result<(), TryFault> {
-        let upstream = connection.stream();
-        upstream.queue(respond::forwarded_head(self.peer, forwarding));
-        forwarding.body.begin_outgoing();
-        if let Some(replay) = forwarding.replay.as_ref().filter(|replay| !replay.bytes().is_empty()) {
-            count_copied(replay.bytes().len());
-            queue_framed(upstream, Buf::from(replay.bytes().to_vec()), forwarding.outgoing);
-        }
-        if !forwarding.continued {
-            forwarding.continued = true;
-            if self.inlet.is_empty() {
-                self.stream.queue(Buf::from_static(b"HTTP/1.1 100 Continue\r\n\r\n"));
-                if self.stream.flush().await.is_err() {
-                    return Err(TryFault::unsent(Kind::Gone));
-                }
-            }
-        }
-        Ok(())
-    }
-
     fn judge_answer(&mut self, forwarding: &mut Forwarding<'_>, answered: &Answered) -> Decision {
-        let view = self.response_table.view(&answered.head);
-        let has_header = |name: &str| view.header(name.as_bytes()).is_some();
+        let view = answered.head.view(&self.response_table);
+        let has_header = |name: &str| view.has_header(name);
         let retry = forwarding.action.retry.as_deref();
         if !retry.is_some_and(|retry| policy::asks_on_answer(retry, answered.status, &has_header)) {
             return Decision::Pass;
@@ -438,16 +332,18 @@ impl Downstream {
 
     /// Keeps the connection of an answer that is not passed on, when all of it is at hand.
     fn recycle(&self, forwarding: &Forwarding<'_>, mut answered: Answered) {
-        let head = self.response_table.view(&answered.head);
+        let head = answered.head.view(&self.response_table);
         let length = match head.body(forwarding.matched.request.head.method()) {
             BodyLength::Empty => Some(0),
             BodyLength::Length(bytes) => usize::try_from(bytes).ok(),
             BodyLength::Chunked | BodyLength::UntilClose => None,
         };
-        let is_whole = length.is_some_and(|length| answered.inlet.input.len() == length);
-        if is_whole && head.keep_alive() && answered.uploaded {
+        let keeps = head.keep_alive() && answered.uploaded;
+        // A stream is reset, its connection goes on by itself.
+        let Upstream::Http1 { connection, answer } = answered.upstream else { return };
+        if keeps && length.is_some_and(|length| answer.inlet.input.len() == length) {
             drop(answered.in_flight.take());
-            forwarding.cluster.give_back(answered.connection);
+            forwarding.cluster.give_back(connection);
         }
     }
 
@@ -485,76 +381,6 @@ fn within_budget(forwarding: &mut Forwarding<'_>, decision: Decision) -> Decisio
     }
     forwarding.retrying = forwarding.cluster.state.circuit.try_retry(&forwarding.cluster.config.limits);
     if forwarding.retrying.is_some() { decision } else { Decision::Suppressed(SuppressReason::Budget) }
-}
-
-/// Starts what runs from the end of the request, once.
-pub(super) struct RouteTiming<'a> {
-    action: &'a ForwardAction,
-    /// `None` too when the try has answered: its time is over.
-    per_try: Option<Duration>,
-    armed: bool,
-}
-
-impl<'a> RouteTiming<'a> {
-    pub(super) fn new(action: &'a ForwardAction, per_try: Option<Duration>) -> Self {
-        Self { action, per_try, armed: false }
-    }
-
-    pub(super) fn request_ended(&mut self, deadlines: &mut Deadlines) {
-        if self.armed {
-            return;
-        }
-        self.armed = true;
-        deadlines.set(Kind::RequestTimeout, None);
-        if deadlines.at(Kind::PerTryTimeout).is_none() {
-            deadlines.set(Kind::PerTryTimeout, self.per_try.map(|span| now() + span));
-        }
-        if deadlines.at(Kind::RouteTimeout).is_none() {
-            deadlines.set(Kind::RouteTimeout, self.action.timeout.map(|span| now() + span));
-        }
-    }
-}
-
-/// What ended a try before its answer.
-#[derive(Debug)]
-enum Broke {
-    Downstream(BodyFault),
-    Gone,
-    Deadline(Kind),
-    Upstream(Kind),
-}
-
-impl Broke {
-    fn into_fault(self, connection: &Connection, on_reused: bool) -> TryFault {
-        let sent = if connection.sent_bytes() == 0 { Sent::Nothing } else { Sent::Maybe };
-        let kind = match self {
-            Self::Downstream(BodyFault::Malformed) => Kind::BadChunk,
-            Self::Downstream(BodyFault::Truncated) | Self::Gone => Kind::Gone,
-            Self::Deadline(kind) | Self::Upstream(kind) => kind,
-        };
-        let verdict = if sent == Sent::Nothing { Retry::Safe } else { kind.retry() };
-        TryFault { fault: Fault::new(kind).with_retry(verdict), sent, on_reused }
-    }
-}
-
-/// True when the client ended its connection while it waits for the answer. Bytes of a next request are kept.
-pub(super) fn received_end(
-    stream: &outrigger_reactor::TcpStream,
-    pump: &mut Pump<'_>,
-    cx: &mut std::task::Context<'_>,
-) -> bool {
-    if !pump.input.is_empty() {
-        return false;
-    }
-    match stream.poll_recv(cx) {
-        Poll::Ready(Ok(bytes)) if bytes.is_empty() => true,
-        Poll::Ready(Ok(bytes)) => {
-            *pump.input = bytes;
-            false
-        }
-        Poll::Ready(Err(_)) => true,
-        Poll::Pending => false,
-    }
 }
 
 /// A refusal after part of a body was left unread ends the connection.

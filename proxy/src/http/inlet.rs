@@ -9,8 +9,8 @@ use std::task::{Context, Poll};
 
 use outrigger_reactor::{Buf, TcpStream, count_copied};
 
-use super::head::Progress;
 use crate::fault::Kind;
+use crate::http1::Progress;
 
 /// Bytes received from one socket and not yet used.
 #[derive(Debug, Default)]

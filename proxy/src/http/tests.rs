@@ -135,8 +135,7 @@ fn with_proxy(driver: DriverKind, upstream: SocketAddr, client: impl FnOnce(Sock
         let accepting = Rc::clone(&worker);
         let _accepting = spawn(async move {
             while let Ok((stream, peer)) = listening.accept().await {
-                let mut connection = super::Downstream::new(accepting.clone(), "in".into(), stream, peer);
-                spawn(async move { connection.serve().await }).detach();
+                spawn(super::serve(accepting.clone(), "in".into(), stream, peer)).detach();
             }
         });
         let (done, mut finished) = outrigger_reactor::mailbox();
@@ -224,8 +223,7 @@ fn the_task_of_a_connection_is_small() {
             let peer = stream.peer_addr();
             let shared = Shared::new(Arc::<Registry>::default(), Instant::now());
             let worker = Worker::new(shared, Publisher::new().reader(), 7, Arc::default());
-            let mut connection = super::Downstream::new(worker, "in".into(), stream, peer);
-            let task = async move { connection.serve().await };
+            let task = super::serve(worker, "in".into(), stream, peer);
             assert!(size_of_val(&task) <= 800, "{} bytes: nest what is large and rare", size_of_val(&task));
         });
     }

@@ -6,8 +6,7 @@
 use std::cell::RefCell;
 use std::ops::{Deref, DerefMut};
 
-use super::head::RequestTable;
-use super::response::ResponseTable;
+use crate::http1::{RequestTable, ResponseTable};
 
 /// Workspaces kept for the next requests.
 const KEPT: usize = 64;

@@ -6,15 +6,15 @@
 //!
 //! **Cancel.** Plain state, polled by its owner.
 //!
-//! **Source.** RFC 9110 §15.2; 101 is malformed here, since no upgrade was asked for.
+//! **Source.** RFC 9110 §15.2; 101 is malformed where no upgrade was asked for.
 
 use std::task::{Context, Poll};
 
 use outrigger_reactor::{Buf, TcpStream};
 
 use super::inlet::{HeadFault, Inlet};
-use super::response::{ResponseLimits, ResponseTable};
 use crate::fault::Kind;
+use crate::http1::{ResponseLimits, ResponseTable};
 
 /// Interim (1xx) answers read before the final one; more are no HTTP server's.
 const MAX_INTERIM: u32 = 32;
@@ -26,16 +26,22 @@ pub(super) struct FinalHead {
     pub(super) inlet: Inlet,
     limits: ResponseLimits,
     interim: u32,
+    may_switch: bool,
 }
 
 impl FinalHead {
-    /// The final head and its status. 100 was answered to the client already, 102 and 103 are advice: none ends the wait.
+    /// The answer to an upgrade: 101 is final.
+    pub(super) fn to_upgrade() -> Self {
+        Self { may_switch: true, ..Self::default() }
+    }
+
+    /// The final head. 100 was answered to the client already, 102 and 103 are advice: none ends the wait.
     pub(super) fn poll(
         &mut self,
         from: &TcpStream,
         table: &mut ResponseTable,
         cx: &mut Context<'_>,
-    ) -> Poll<Result<(Buf, u16), Kind>> {
+    ) -> Poll<Result<Buf, Kind>> {
         loop {
             let head = match self.inlet.poll_head(from, cx, |bytes| table.parse(bytes, &self.limits)) {
                 Poll::Ready(Ok(head)) => head,
@@ -43,12 +49,11 @@ impl FinalHead {
                 Poll::Pending => return Poll::Pending,
             };
             let view = table.view(&head);
-            if view.is_switch() || self.interim > MAX_INTERIM {
+            if (view.is_switch() && !self.may_switch) || self.interim > MAX_INTERIM {
                 return Poll::Ready(Err(Kind::ResponseMalformed));
             }
             if !view.is_interim() {
-                let status = view.status();
-                return Poll::Ready(Ok((head, status)));
+                return Poll::Ready(Ok(head));
             }
             self.interim += 1;
         }

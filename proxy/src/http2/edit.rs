@@ -1,0 +1,169 @@
+//! **Purpose.** Heads that go on as header maps: what must not pass taken out, what we add put in, as `http1::edit` does
+//! for bytes.
+//!
+//! **Shape.** A map is made from the received head, edited, and put into frames, or written as HTTP/1 by
+//! [`http1::edit`](crate::http1::edit).
+//!
+//! **Limits.** As there: configured edits cannot touch framing or hop-by-hop headers.
+//!
+//! **Source.** RFC 9113 §8.2.2 and §8.2.3; RFC 9110 §7.6.1.
+
+use http::header::{CONTENT_LENGTH, DATE, SERVER, TE, VIA};
+use http::{HeaderMap, HeaderName, HeaderValue};
+
+use crate::config::{HeaderEdit, HeaderEdits, ServerHeader};
+use crate::http1::edit::is_editable;
+use crate::http1::line::Name;
+use crate::http1::{BodyLength, RequestEdits, RequestHead, ResponseEdits, ResponseHead, Trust};
+
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// The header lines of a request of HTTP/1 that concern more than its connection. Framing is left out but for the length.
+pub fn request_map(head: &RequestHead<'_>) -> HeaderMap {
+    map_of(head.lines(), head.body())
+}
+
+/// As [`request_map`], of a response whose body is framed as `body`.
+pub fn response_map(head: &ResponseHead<'_>, body: BodyLength) -> HeaderMap {
+    map_of(head.lines(), body)
+}
+
+fn map_of<'a>(lines: impl Iterator<Item = (&'a [u8], &'a [u8])>, body: BodyLength) -> HeaderMap {
+    let mut map = HeaderMap::with_capacity(24);
+    for (name, value) in lines {
+        let keeps = match Name::of(name) {
+            // Told to the receiver even where no body follows, as in the answer to a HEAD.
+            Name::ContentLength => !matches!(body, BodyLength::Chunked | BodyLength::UntilClose),
+            Name::Te => value.eq_ignore_ascii_case(b"trailers"),
+            Name::Host => false,
+            name => !name.is_hop_by_hop(),
+        };
+        // Both were checked when the head was parsed.
+        if keeps && let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name), HeaderValue::from_bytes(value)) {
+            map.append(name, value);
+        }
+    }
+    map
+}
+
+/// Makes received headers those that go upstream. `target`, `host` and `connection` of the edits are not headers here.
+pub fn edit_request(map: &mut HeaderMap, edits: &RequestEdits<'_>) {
+    let drops = |name: &HeaderName| match Name::of(name.as_str().as_bytes()) {
+        Name::Expect => !edits.keep_expect,
+        Name::XEnvoy | Name::Outrigger | Name::XForwardedProto => edits.trust == Trust::Edge,
+        Name::XForwardedClientCert | Name::Host => true,
+        Name::Te | Name::ContentLength => false,
+        name => name.is_hop_by_hop(),
+    };
+    remove_where(map, drops);
+    if let Some(address) = edits.forwarded_for {
+        let mut text = joined(map, &X_FORWARDED_FOR);
+        text.extend_from_slice(address.to_string().as_bytes());
+        put(map, X_FORWARDED_FOR, &text);
+    }
+    if !map.contains_key(X_FORWARDED_PROTO) {
+        put(map, X_FORWARDED_PROTO, edits.scheme.as_bytes());
+    }
+    if let Some(id) = edits.request_id {
+        put(map, X_REQUEST_ID, id);
+    }
+    append_via(map, edits.via);
+    configured(map, edits.levels);
+}
+
+/// Makes received headers those that go downstream. Their framing is the caller's: the length is taken out unless it holds.
+pub fn edit_response(map: &mut HeaderMap, edits: &ResponseEdits<'_>) {
+    remove_where(map, |name| {
+        let name = Name::of(name.as_str().as_bytes());
+        name.is_hop_by_hop() || (name == Name::ContentLength && edits.body == BodyLength::Chunked)
+    });
+    let is_ours = match edits.server {
+        ServerHeader::Overwrite => true,
+        ServerHeader::AppendIfAbsent => !map.contains_key(SERVER),
+        ServerHeader::PassThrough => false,
+    };
+    if is_ours {
+        put(map, SERVER, edits.server_name.as_bytes());
+    }
+    if !edits.date.is_empty() && !map.contains_key(DATE) {
+        put(map, DATE, edits.date);
+    }
+    append_via(map, edits.via);
+    configured(map, edits.levels);
+}
+
+fn remove_where(map: &mut HeaderMap, drops: impl Fn(&HeaderName) -> bool) {
+    // Few heads lose anything: the names are gathered only where they do.
+    if !map.keys().any(&drops) {
+        return;
+    }
+    let dropped: Vec<HeaderName> = map.keys().filter(|name| drops(name)).cloned().collect();
+    for name in dropped {
+        map.remove(name);
+    }
+}
+
+fn joined(map: &HeaderMap, name: &HeaderName) -> Vec<u8> {
+    let mut text = Vec::new();
+    for value in map.get_all(name).iter().filter(|value| !value.is_empty()) {
+        text.extend_from_slice(value.as_bytes());
+        text.extend_from_slice(b", ");
+    }
+    text
+}
+
+fn append_via(map: &mut HeaderMap, via: &str) {
+    if let (false, Ok(via)) = (via.is_empty(), HeaderValue::from_str(via)) {
+        map.append(VIA, via);
+    }
+}
+
+/// Sets a header of ours; its value comes from what was checked when it was read.
+pub fn put(map: &mut HeaderMap, name: HeaderName, value: &[u8]) {
+    if let Ok(value) = HeaderValue::from_bytes(value) {
+        map.insert(name, value);
+    }
+}
+
+/// Applies configured edits in their order.
+fn configured(map: &mut HeaderMap, levels: &[&HeaderEdits]) {
+    for level in levels {
+        for name in &level.remove {
+            if is_editable(Name::of(name.as_bytes())) {
+                map.remove(&**name);
+            }
+        }
+        for edit in &level.add {
+            add(map, edit);
+        }
+    }
+}
+
+fn add(map: &mut HeaderMap, edit: &HeaderEdit) {
+    let (HeaderEdit::AddIfAbsent(name, value)
+    | HeaderEdit::Append(name, value)
+    | HeaderEdit::Overwrite(name, value)
+    | HeaderEdit::OverwriteIfExists(name, value)) = edit;
+    let (Ok(key), Ok(value)) = (HeaderName::from_bytes(name.as_bytes()), HeaderValue::from_str(value)) else { return };
+    if !is_editable(Name::of(name.as_bytes())) {
+        return;
+    }
+    match edit {
+        HeaderEdit::AddIfAbsent(..) if map.contains_key(&key) => {}
+        HeaderEdit::OverwriteIfExists(..) if !map.contains_key(&key) => {}
+        HeaderEdit::Append(..) => {
+            map.append(key, value);
+        }
+        HeaderEdit::AddIfAbsent(..) | HeaderEdit::Overwrite(..) | HeaderEdit::OverwriteIfExists(..) => {
+            map.insert(key, value);
+        }
+    }
+}
+
+/// Takes out what only one version of HTTP has a word for.
+pub fn strip_framing(map: &mut HeaderMap) {
+    map.remove(CONTENT_LENGTH);
+    map.remove(TE);
+}
