@@ -11,6 +11,7 @@ pub mod config;
 pub mod convert;
 pub mod drain;
 pub mod fault;
+pub mod grpc;
 pub mod http;
 pub mod http1;
 pub mod http2;

@@ -19,16 +19,18 @@ const PIPELINE: &[&[&str]] = &[
     &["listener"],
     &["detect"],
     &["tls"],
-    &["http1", "http2", "tcp"],
+    &["http", "tcp"],
     &["worker"],
     &["route"],
     &["policy"],
     &["balance"],
     &["upstream"],
+    &["http2"],
+    &["http1"],
 ];
 
 /// Rooms that any room may use; they use each other and nothing else.
-const LEAVES: &[&str] = &["chance", "clock", "config", "drain", "fault", "observe", "stats", "sync"];
+const LEAVES: &[&str] = &["chance", "clock", "config", "drain", "fault", "grpc", "observe", "stats", "sync"];
 
 /// Rooms off the pipeline, with the rooms each may use besides the leaves it is given here.
 const BESIDE: &[(&str, &[&str])] = &[
@@ -39,7 +41,7 @@ const BESIDE: &[(&str, &[&str])] = &[
 ];
 
 /// Rooms that compute and do nothing else: no sockets, no tasks, no runtime.
-const PURE: &[&str] = &["balance", "bootstrap", "config", "convert", "detect", "fault", "policy", "route"];
+const PURE: &[&str] = &["balance", "bootstrap", "config", "convert", "detect", "fault", "grpc", "policy", "route"];
 
 /// The rooms that may name a proto type.
 const PROTO: &[&str] = &["bootstrap", "convert", "xds"];

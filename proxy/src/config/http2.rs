@@ -73,8 +73,15 @@ pub struct Http2Keepalive {
 /// Whether requests may turn their connection into a tunnel of one kind. Source: Envoy, `UpgradeConfig`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Upgrade {
-    /// The word of the `Upgrade` header, in lower case, or `connect` for the CONNECT method.
+    /// The word of the `Upgrade` header, in lower case, or [`Upgrade::CONNECT`].
     pub kind: Arc<str>,
     /// It is granted.
     pub enabled: bool,
+    /// The tunnel ends at this proxy: the endpoint gets the bytes inside and no CONNECT of its own. Envoy: `connect_config`.
+    pub ends_here: bool,
+}
+
+impl Upgrade {
+    /// The kind of the CONNECT method.
+    pub const CONNECT: &str = "connect";
 }

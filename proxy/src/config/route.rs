@@ -74,6 +74,8 @@ pub struct RouteMatch {
 /// Test of a path.
 #[derive(Clone, Debug)]
 pub enum PathMatch {
+    /// A request of the method CONNECT, which has no path; no other test holds for it.
+    Connect,
     /// The whole path.
     Exact(Arc<str>),
     /// Its beginning.
@@ -100,6 +102,8 @@ pub struct HeaderMatch {
 /// What is asked of a header's value (several lines of one name are joined by `,`).
 #[derive(Clone, Debug, PartialEq)]
 pub enum HeaderTest {
+    /// The content type of a gRPC call.
+    Grpc,
     /// `true`: it is there; `false`: it is not.
     Present(bool),
     /// A decimal integer in `start..end`.
@@ -302,7 +306,8 @@ impl PartialEq for PathMatch {
             | (Self::Prefix(a), Self::Prefix(b))
             | (Self::SeparatedPrefix(a), Self::SeparatedPrefix(b)) => a == b,
             (Self::Regex(a), Self::Regex(b)) => a.as_str() == b.as_str(),
-            (Self::Exact(_) | Self::Prefix(_) | Self::SeparatedPrefix(_) | Self::Regex(_), _) => false,
+            (Self::Connect, Self::Connect) => true,
+            (Self::Connect | Self::Exact(_) | Self::Prefix(_) | Self::SeparatedPrefix(_) | Self::Regex(_), _) => false,
         }
     }
 }

@@ -5,15 +5,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use envoy_types::pb::envoy::config::cluster::v3 as proto;
-use envoy_types::pb::envoy::config::core::v3::{HttpProtocolOptions as Lifetimes, RoutingPriority};
+use envoy_types::pb::envoy::config::core::v3::{
+    Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions as Lifetimes, RoutingPriority,
+};
 use envoy_types::pb::envoy::extensions::load_balancing_policies as lb;
 use envoy_types::pb::envoy::extensions::upstreams::http::v3 as upstream;
 use envoy_types::pb::google::protobuf::Any;
-use proto::cluster::{ClusterDiscoveryType, DiscoveryType, LbConfig, LbPolicy};
+use proto::cluster::{ClusterDiscoveryType, ClusterProtocolSelection, DiscoveryType, LbConfig, LbPolicy};
 
 use super::at::{At, at};
 use super::rejection::{Converted, ResourceKind};
-use super::{endpoint, hcm, policy, read};
+use super::{endpoint, hcm, http2, policy, read};
 use crate::config::{
     CircuitLimits, ClusterConfig, Discovery, EndpointSet, Http2Config, LoadBalancing, LocalRateLimit, OutlierDetection,
     RetryBudget, UpstreamProtocol,
@@ -53,9 +55,6 @@ fn read_cluster(cluster: At<'_, proto::Cluster>) -> Option<ClusterConfig> {
     for choice in matches.each() {
         at!(choice.transport_socket).set().into_iter().for_each(read::plaintext);
     }
-    if let Some(options) = at!(cluster.http2_protocol_options).set() {
-        options.refuse("HTTP/2 to the upstream is not served");
-    }
     let connections = connections(cluster);
     let rate_limit = cluster_limit(cluster, &shown).or(connections.rate_limit);
     Some(ClusterConfig {
@@ -68,8 +67,8 @@ fn read_cluster(cluster: At<'_, proto::Cluster>) -> Option<ClusterConfig> {
         panic_threshold_percent: panic_threshold_percent(cluster),
         idle_timeout: connections.idle_timeout,
         max_requests_per_connection: connections.max_requests,
-        protocol: UpstreamProtocol::Http1,
-        http2: Http2Config::default(),
+        protocol: connections.protocol,
+        http2: connections.http2,
         rate_limit,
     })
 }
@@ -331,17 +330,31 @@ fn panic_threshold_percent(cluster: At<'_, proto::Cluster>) -> u32 {
 struct Connections {
     idle_timeout: Option<Duration>,
     max_requests: Option<u32>,
+    protocol: UpstreamProtocol,
+    http2: Http2Config,
     rate_limit: Option<Arc<LocalRateLimit>>,
 }
 
-fn connections(cluster: At<'_, proto::Cluster>) -> Connections {
-    let mut read = Connections { idle_timeout: Some(DEFAULT_IDLE_TIMEOUT), max_requests: None, rate_limit: None };
-    {
-        read.max_requests = at!(cluster.max_requests_per_connection).bound();
-        if let Some(lifetimes) = at!(cluster.common_http_protocol_options).set() {
-            apply_lifetimes(&mut read, lifetimes);
-        }
+impl Connections {
+    /// Speaks HTTP/2 as `options` say; what they refuse refuses the cluster.
+    fn speak_http2(&mut self, protocol: UpstreamProtocol, options: Option<At<'_, Http2ProtocolOptions>>) {
+        self.protocol = protocol;
+        self.http2 = options.and_then(http2::options).unwrap_or_default();
     }
+}
+
+fn connections(cluster: At<'_, proto::Cluster>) -> Connections {
+    let mut read = Connections {
+        idle_timeout: Some(DEFAULT_IDLE_TIMEOUT),
+        max_requests: at!(cluster.max_requests_per_connection).bound(),
+        protocol: UpstreamProtocol::Http1,
+        http2: Http2Config::default(),
+        rate_limit: None,
+    };
+    if let Some(lifetimes) = at!(cluster.common_http_protocol_options).set() {
+        apply_lifetimes(&mut read, lifetimes);
+    }
+    older_protocol(&mut read, cluster);
     let options = at!(cluster.typed_extension_protocol_options);
     for (key, any) in options.entries() {
         if key == HTTP_OPTIONS {
@@ -351,6 +364,41 @@ fn connections(cluster: At<'_, proto::Cluster>) -> Connections {
         }
     }
     read
+}
+
+/// Where the protocol stood before it was an extension; Envoy looks here only without that.
+fn older_protocol(read: &mut Connections, cluster: At<'_, proto::Cluster>) {
+    let options = at!(cluster.http2_protocol_options).set();
+    let selection = at!(cluster.protocol_selection);
+    if let Some(http1) = at!(cluster.http_protocol_options).set() {
+        http1_options(http1);
+    }
+    if cluster.value.typed_extension_protocol_options.contains_key(HTTP_OPTIONS) {
+        options.iter().for_each(At::ignore);
+        if *selection.value != 0 {
+            selection.ignore();
+        }
+        return;
+    }
+    match selection.one_of::<ClusterProtocolSelection>() {
+        Some(ClusterProtocolSelection::UseDownstreamProtocol) => {
+            read.speak_http2(UpstreamProtocol::Downstream, options);
+        }
+        Some(ClusterProtocolSelection::UseConfiguredProtocol) if options.is_some() => {
+            read.speak_http2(UpstreamProtocol::Http2, options);
+        }
+        Some(ClusterProtocolSelection::UseConfiguredProtocol) | None => {}
+    }
+}
+
+/// None of these is read: what is forwarded in HTTP/1 follows the listener.
+fn http1_options(options: At<'_, Http1ProtocolOptions>) {
+    if options.value.accept_http_10 {
+        at!(options.accept_http_10).ignore();
+    }
+    if options.value.enable_trailers {
+        at!(options.enable_trailers).ignore();
+    }
 }
 
 fn apply_lifetimes(read: &mut Connections, lifetimes: At<'_, Lifetimes>) {
@@ -370,26 +418,40 @@ fn http_options(read: &mut Connections, any: &At<'_, Any>, cluster: &str) {
         apply_lifetimes(read, lifetimes);
     }
     match &options.value.upstream_protocol_options {
-        None => options.refuse("names no protocol; explicit_http_config is required"),
+        None => {
+            options.refuse("names no protocol; explicit_http_config or use_downstream_protocol_config is required");
+        }
         Some(UpstreamProtocolOptions::ExplicitHttpConfig(explicit)) => {
             let explicit = options.field("explicit_http_config", explicit);
             match &explicit.value.protocol_config {
-                Some(ProtocolConfig::HttpProtocolOptions(_)) => {}
+                Some(ProtocolConfig::HttpProtocolOptions(http1)) => {
+                    http1_options(explicit.field("http_protocol_options", http1));
+                }
                 Some(ProtocolConfig::Http2ProtocolOptions(http2)) => {
-                    explicit
-                        .field("http2_protocol_options", http2)
-                        .refuse("HTTP/2 to the upstream is not served; use http_protocol_options");
+                    let http2 = explicit.field("http2_protocol_options", http2);
+                    read.speak_http2(UpstreamProtocol::Http2, Some(http2));
                 }
                 Some(ProtocolConfig::Http3ProtocolOptions(http3)) => {
                     explicit
                         .field("http3_protocol_options", http3)
-                        .refuse("HTTP/3 to the upstream is not served; use http_protocol_options");
+                        .refuse("HTTP/3 is not served; use http_protocol_options or http2_protocol_options");
                 }
-                None => explicit.refuse("names no protocol; http_protocol_options is required"),
+                None => {
+                    explicit.refuse("names no protocol; http_protocol_options or http2_protocol_options is required")
+                }
             }
         }
-        // Downstream is HTTP/1.1 only, and without TLS there is no ALPN to choose by: both mean HTTP/1.1.
-        Some(UpstreamProtocolOptions::UseDownstreamProtocolConfig(_) | UpstreamProtocolOptions::AutoConfig(_)) => {}
+        Some(UpstreamProtocolOptions::UseDownstreamProtocolConfig(downstream)) => {
+            let downstream = options.field("use_downstream_protocol_config", downstream);
+            read.speak_http2(UpstreamProtocol::Downstream, at!(downstream.http2_protocol_options).set());
+            if let Some(http1) = at!(downstream.http_protocol_options).set() {
+                http1_options(http1);
+            }
+        }
+        // As in Envoy: ALPN is a part of TLS.
+        Some(UpstreamProtocolOptions::AutoConfig(auto)) => options
+            .field("auto_config", auto)
+            .refuse("chooses by ALPN, which a plaintext connection has not; use explicit_http_config"),
     }
     read.rate_limit = hcm::upstream_rate_limit(at!(options.http_filters), cluster).map(Arc::new);
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::core::v3::http_protocol_options::HeadersWithUnderscoresAction;
+use envoy_types::pb::envoy::extensions::filters::http::grpc_web::v3::GrpcWeb;
 use envoy_types::pb::envoy::extensions::filters::http::local_ratelimit::v3::LocalRateLimit as RateLimitFilter;
 use envoy_types::pb::envoy::extensions::filters::http::router::v3::Router;
 use envoy_types::pb::envoy::extensions::filters::http::upstream_codec::v3::UpstreamCodec;
@@ -14,9 +15,10 @@ use proto::http_connection_manager::{
 use proto::http_filter::ConfigType;
 
 use super::at::{At, at};
-use super::{header, policy, read, route};
+use super::{header, http2, policy, read, route};
 use crate::config::{
-    EscapedSlashes, HttpConnectionConfig, LocalRateLimit, RouteSource, ServerHeader, UnderscoreHeaders,
+    Codec, EscapedSlashes, Http2Config, HttpConnectionConfig, LocalRateLimit, RouteSource, ServerHeader,
+    UnderscoreHeaders,
 };
 
 const MAX_HEAD_KIB: u32 = 8192;
@@ -35,17 +37,37 @@ pub(super) fn connection_manager(
 ) -> Option<HttpConnectionConfig> {
     let stat_prefix = at!(hcm.stat_prefix).named();
     let routes = routes(&hcm, listener);
-    let codec = at!(hcm.codec_type);
-    match codec.one_of::<CodecType>() {
-        Some(CodecType::Http2) => codec.refuse("HTTP/2 is not served; use AUTO or HTTP1"),
-        Some(CodecType::Http3) => codec.refuse("HTTP/3 is not served; use AUTO or HTTP1"),
-        Some(CodecType::Auto | CodecType::Http1) | None => {}
-    }
-    let rate_limit = filters(at!(hcm.http_filters), listener, is_router, "the router");
+    let filters = filters(at!(hcm.http_filters), listener, Chain::Listener);
     let base = HttpConnectionConfig::new(&stat_prefix?, routes?);
     let base = paths_and_headers(&hcm, base)?;
     let base = lifetimes(&hcm, base);
-    Some(HttpConnectionConfig { rate_limit: rate_limit.map(Arc::new), ..base })
+    let base = protocols(&hcm, base)?;
+    Some(HttpConnectionConfig { grpc_web: filters.grpc_web, rate_limit: filters.rate_limit.map(Arc::new), ..base })
+}
+
+/// Versions of HTTP and what may be made of a connection.
+fn protocols(hcm: &At<'_, proto::HttpConnectionManager>, base: HttpConnectionConfig) -> Option<HttpConnectionConfig> {
+    let hcm = *hcm;
+    let codec = at!(hcm.codec_type);
+    let codec = match codec.one_of::<CodecType>() {
+        Some(CodecType::Auto) => Some(Codec::Auto),
+        Some(CodecType::Http1) => Some(Codec::Http1),
+        Some(CodecType::Http2) => Some(Codec::Http2),
+        Some(CodecType::Http3) => {
+            codec.refuse("HTTP/3 is not served; use AUTO, HTTP1 or HTTP2");
+            None
+        }
+        None => None,
+    };
+    let http2 = at!(hcm.http2_protocol_options).set().map_or(Some(Http2Config::default()), http2::options);
+    let upgrades = http2::listener_upgrades(at!(hcm.upgrade_configs));
+    Some(HttpConnectionConfig {
+        codec: codec?,
+        http2: http2?,
+        upgrades,
+        http1_trailers: hcm.value.http_protocol_options.as_ref().is_some_and(|options| options.enable_trailers),
+        ..base
+    })
 }
 
 fn routes(hcm: &At<'_, proto::HttpConnectionManager>, listener: &str) -> Option<RouteSource> {
@@ -149,21 +171,43 @@ pub(super) fn upstream_rate_limit(list: At<'_, Vec<proto::HttpFilter>>, cluster:
     if list.value.is_empty() {
         return None;
     }
-    filters(list, cluster, |any| any.is::<UpstreamCodec>(), "the upstream codec")
+    filters(list, cluster, Chain::Cluster).rate_limit
 }
 
-fn is_router(any: &At<'_, Any>) -> bool {
-    any.is::<Router>()
+/// Where a filter chain stands, which says what ends it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Chain {
+    Cluster,
+    Listener,
+}
+
+impl Chain {
+    fn is_ended_by(self, any: &At<'_, Any>) -> bool {
+        match self {
+            Self::Cluster => any.is::<UpstreamCodec>(),
+            Self::Listener => any.is::<Router>(),
+        }
+    }
+
+    fn terminal(self) -> &'static str {
+        match self {
+            Self::Cluster => "the upstream codec",
+            Self::Listener => "the router",
+        }
+    }
+}
+
+/// What a filter chain does besides forwarding.
+#[derive(Default)]
+struct Filters {
+    grpc_web: bool,
+    rate_limit: Option<LocalRateLimit>,
 }
 
 /// Reads a filter chain: what is not served must be optional, and the last one must be the terminal one.
-fn filters(
-    list: At<'_, Vec<proto::HttpFilter>>,
-    place: &str,
-    is_terminal: fn(&At<'_, Any>) -> bool,
-    terminal: &str,
-) -> Option<LocalRateLimit> {
-    let mut limit = None;
+fn filters(list: At<'_, Vec<proto::HttpFilter>>, place: &str, chain: Chain) -> Filters {
+    let terminal = chain.terminal();
+    let mut found = Filters::default();
     let mut ended = false;
     for filter in list.each() {
         if ended {
@@ -181,16 +225,18 @@ fn filters(
                 continue;
             }
         };
-        if is_terminal(&any) {
+        if chain.is_ended_by(&any) {
             ended = true;
         } else if filter.value.disabled {
             any.ignore();
         } else if any.is::<RateLimitFilter>() {
             let Some(settings) = any.unpack::<RateLimitFilter>() else { continue };
-            if limit.is_some() {
+            if found.rate_limit.is_some() {
                 filter.refuse("only one local rate limit in a chain is served");
             }
-            limit = policy::local_rate_limit(any.with(&settings), place);
+            found.rate_limit = policy::local_rate_limit(any.with(&settings), place);
+        } else if any.is::<GrpcWeb>() && chain == Chain::Listener {
+            found.grpc_web = true;
         } else if filter.value.is_optional || IDLE_FILTERS.contains(&any.type_name().as_str()) {
             any.ignore();
         } else {
@@ -204,5 +250,5 @@ fn filters(
     if !ended {
         list.refuse(format_args!("does not end in {terminal}"));
     }
-    limit
+    found
 }

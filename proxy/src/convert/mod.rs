@@ -20,6 +20,7 @@ mod cluster;
 mod endpoint;
 mod hcm;
 mod header;
+mod http2;
 mod listener;
 mod matcher;
 mod policy;

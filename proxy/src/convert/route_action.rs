@@ -11,7 +11,7 @@ use super::at::{At, at};
 use super::matcher::substitution;
 use super::read::inline_bytes;
 use super::route::RouteDefaults;
-use super::{header, policy};
+use super::{header, http2, policy};
 use crate::config::{
     ClusterTarget, DirectResponse, ForwardAction, PathRewrite, Redirect, RetryPolicy, RouteAction, WeightedCluster,
 };
@@ -46,7 +46,9 @@ pub(super) fn action(route: At<'_, proto::Route>, defaults: &RouteDefaults<'_>) 
 fn forward(action: At<'_, proto::RouteAction>, defaults: &RouteDefaults<'_>) -> Option<ForwardAction> {
     let target = target(&action);
     let not_found = at!(action.cluster_not_found_response_code).one_of::<ClusterNotFoundResponseCode>();
-    let timeout = at!(action.timeout).limit(Some(DEFAULT_TIMEOUT));
+    let stream = stream_limits(action);
+    let timeout = at!(action.timeout).limit(stream.default_timeout);
+    let upgrades = http2::route_upgrades(at!(action.upgrade_configs));
     let idle_timeout = at!(action.idle_timeout).span();
     let retry = match at!(action.retry_policy).set() {
         Some(policy) => policy::retry_policy(policy, defaults.retry_non_idempotent),
@@ -74,10 +76,33 @@ fn forward(action: At<'_, proto::RouteAction>, defaults: &RouteDefaults<'_>) -> 
         retry: retry.map(Arc::new),
         path_rewrite,
         host_rewrite,
-        max_stream_duration: None,
-        grpc_timeout_max: None,
-        upgrades: Vec::new(),
+        max_stream_duration: stream.max_duration,
+        grpc_timeout_max: stream.grpc_timeout_max,
+        upgrades,
     })
+}
+
+/// How long a stream may live.
+struct StreamLimits {
+    /// Of a route that says nothing of its timeout.
+    default_timeout: Option<Duration>,
+    max_duration: Option<Duration>,
+    grpc_timeout_max: Option<Duration>,
+}
+
+/// Envoy drops a route's timeout once `max_stream_duration` is there. Here only the default goes: what is written holds.
+fn stream_limits(action: At<'_, proto::RouteAction>) -> StreamLimits {
+    let older = at!(action.max_grpc_timeout);
+    let Some(limits) = at!(action.max_stream_duration).set() else {
+        let default_timeout = Some(DEFAULT_TIMEOUT);
+        return StreamLimits { default_timeout, max_duration: None, grpc_timeout_max: older.limit(None) };
+    };
+    let max = at!(limits.grpc_timeout_header_max);
+    StreamLimits {
+        default_timeout: None,
+        max_duration: at!(limits.max_stream_duration).limit(None),
+        grpc_timeout_max: if max.value.is_some() { max.limit(None) } else { older.limit(None) },
+    }
 }
 
 fn target(action: &At<'_, proto::RouteAction>) -> Option<ClusterTarget> {

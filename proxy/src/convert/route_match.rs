@@ -16,7 +16,6 @@ use crate::config::{HeaderMatch, HeaderTest, PathMatch, QueryMatch, RouteMatch, 
 pub(super) fn route_match(given: At<'_, proto::RouteMatch>) -> Option<RouteMatch> {
     let path = path(&given);
     for (is_set, at) in [
-        (given.value.grpc.is_some(), at!(given.grpc).with(&())),
         (given.value.tls_context.is_some(), at!(given.tls_context).with(&())),
         (!given.value.dynamic_metadata.is_empty(), at!(given.dynamic_metadata).with(&())),
         (!given.value.filter_state.is_empty(), at!(given.filter_state).with(&())),
@@ -29,7 +28,10 @@ pub(super) fn route_match(given: At<'_, proto::RouteMatch>) -> Option<RouteMatch
     let fraction = at!(given.runtime_fraction);
     let fraction_ppm = if fraction.value.is_some() { runtime_fraction_ppm(fraction) } else { Some(ALL_PPM) };
     let headers = at!(given.headers);
-    let headers = headers.each().filter_map(|at| header_match(&at)).collect();
+    let mut headers: Vec<_> = headers.each().filter_map(|at| header_match(&at)).collect();
+    if given.value.grpc.is_some() {
+        headers.push(grpc_match());
+    }
     let query = at!(given.query_parameters);
     let query = query.each().filter_map(|at| query_match(&at)).collect();
     Some(RouteMatch {
@@ -57,19 +59,23 @@ fn path(given: &At<'_, proto::RouteMatch>) -> Option<PathMatch> {
             }
             is_path.then(|| PathMatch::SeparatedPrefix(prefix.as_str().into()))
         }
-        Some(PathSpecifier::ConnectMatcher(connect)) => {
-            given.field("connect_matcher", connect).refuse("CONNECT is not served");
-            None
-        }
+        Some(PathSpecifier::ConnectMatcher(_)) => Some(PathMatch::Connect),
         Some(PathSpecifier::PathMatchPolicy(policy)) => {
             given.field("path_match_policy", policy).refuse("path templates are not served; use safe_regex");
             None
         }
         None => {
-            given.refuse("has no path; one of prefix, path, safe_regex, path_separated_prefix is required");
+            given.refuse(
+                "has no path; one of prefix, path, safe_regex, path_separated_prefix, connect_matcher is required",
+            );
             None
         }
     }
+}
+
+/// Calls of gRPC alone.
+fn grpc_match() -> HeaderMatch {
+    HeaderMatch { name: "content-type".into(), test: HeaderTest::Grpc, invert: false, missing_as_empty: false }
 }
 
 fn header_match(given: &At<'_, proto::HeaderMatcher>) -> Option<HeaderMatch> {

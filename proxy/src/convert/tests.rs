@@ -9,7 +9,7 @@ use prost::Message as _;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::config::{Discovery, LoadBalancing, Protocol, RouteAction};
+use crate::config::{Codec, Discovery, HeaderTest, LoadBalancing, PathMatch, Protocol, RouteAction, UpstreamProtocol};
 
 /// Lays `over` over `base`: objects merge, the rest replaces.
 fn merge(base: &mut Value, over: &Value) {
@@ -88,6 +88,13 @@ fn base_listener(hcm: &Value) -> Value {
 
 fn read_cluster(value: &Value) -> Converted<crate::config::ClusterConfig> {
     cluster(&json::from_value::<Cluster>(value).unwrap().encode_to_vec())
+}
+
+/// A cluster's HTTP options.
+fn http_options(options: &Value) -> Value {
+    const NAME: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+    let typed = with(json!({ "@type": format!("type.googleapis.com/{NAME}") }), options);
+    json!({ "typed_extension_protocol_options": { NAME: typed } })
 }
 
 fn read_endpoints(value: &Value) -> Converted<crate::config::EndpointSet> {
@@ -171,11 +178,20 @@ fn clusters_keep_their_constraints() {
                 "transport_socket.typed_config: transport socket envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
             ),
             (
-                json!({ "typed_extension_protocol_options": {
-                "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
-                    "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
-                    "explicit_http_config": { "http2_protocol_options": {} } } } }),
-                "explicit_http_config.http2_protocol_options: HTTP/2 to the upstream is not served",
+                http_options(&json!({ "explicit_http_config": { "http3_protocol_options": {} } })),
+                "explicit_http_config.http3_protocol_options: HTTP/3 is not served",
+            ),
+            (http_options(&json!({ "explicit_http_config": {} })), "explicit_http_config: names no protocol"),
+            (http_options(&json!({})), "HttpProtocolOptions\"]: names no protocol"),
+            (http_options(&json!({ "auto_config": {} })), "auto_config: chooses by ALPN"),
+            (
+                http_options(&json!({ "explicit_http_config": { "http2_protocol_options": {
+                    "max_concurrent_streams": 0 } } })),
+                "explicit_http_config.http2_protocol_options.max_concurrent_streams: 0 is not in 1..=2147483647",
+            ),
+            (
+                json!({ "http2_protocol_options": { "initial_stream_window_size": 1 } }),
+                "http2_protocol_options.initial_stream_window_size: 1 is not in 65535..=2147483647",
             ),
             (
                 json!({ "metadata": { "typed_filter_metadata": { "outrigger.policy.v1.ClusterPolicy": {
@@ -185,6 +201,33 @@ fn clusters_keep_their_constraints() {
             ),
         ],
     );
+}
+
+#[test]
+fn clusters_say_how_their_endpoints_are_spoken_to() {
+    let http2 = json!({ "max_concurrent_streams": 7, "allow_connect": true });
+    let explicit = |options: Value| http_options(&json!({ "explicit_http_config": options }));
+    let downstream = json!({ "use_downstream_protocol_config": { "http2_protocol_options": http2 } });
+    let both = with(explicit(json!({ "http_protocol_options": {} })), &json!({ "http2_protocol_options": http2 }));
+    for (over, protocol, streams) in [
+        (json!({}), UpstreamProtocol::Http1, 1024),
+        (explicit(json!({ "http_protocol_options": {} })), UpstreamProtocol::Http1, 1024),
+        (explicit(json!({ "http2_protocol_options": http2 })), UpstreamProtocol::Http2, 7),
+        (http_options(&downstream), UpstreamProtocol::Downstream, 7),
+        (http_options(&json!({ "use_downstream_protocol_config": {} })), UpstreamProtocol::Downstream, 1024),
+        (json!({ "http2_protocol_options": http2 }), UpstreamProtocol::Http2, 7),
+        (json!({ "protocol_selection": "USE_DOWNSTREAM_PROTOCOL" }), UpstreamProtocol::Downstream, 1024),
+        (both.clone(), UpstreamProtocol::Http1, 1024),
+    ] {
+        let cluster = read_cluster(&with(base_cluster(), &over)).result.unwrap();
+        assert_eq!((cluster.protocol, cluster.http2.max_concurrent_streams), (protocol, streams), "{over}");
+        assert_eq!(cluster.http2.allow_connect, streams == 7, "{over}");
+    }
+    assert_eq!(read_cluster(&with(base_cluster(), &both)).ignored, ["cluster.http2_protocol_options"]);
+    let trailers = explicit(json!({ "http_protocol_options": { "enable_trailers": true } }));
+    let ignored = read_cluster(&with(base_cluster(), &trailers)).ignored;
+    assert!(ignored.iter().all(|path| path.ends_with(".http_protocol_options.enable_trailers")), "{ignored:?}");
+    assert_eq!(ignored.len(), 1);
 }
 
 #[test]
@@ -288,6 +331,15 @@ fn routes_keep_their_constraints() {
             (json!({ "route": null }), "routes[0]: has no action"),
             (json!({ "route": { "timeout": "-1s" } }), "route.timeout: -1s is not in 0s..="),
             (
+                json!({ "route": { "max_stream_duration": { "max_stream_duration": "-1s" } } }),
+                "route.max_stream_duration.max_stream_duration: -1s is not in 0s..=",
+            ),
+            (json!({ "route": { "max_grpc_timeout": "-1s" } }), "route.max_grpc_timeout: -1s is not in 0s..="),
+            (
+                json!({ "route": { "upgrade_configs": [{ "upgrade_type": "h2c" }] } }),
+                "route.upgrade_configs[0].upgrade_type: h2c is not tunnelled",
+            ),
+            (
                 json!({ "route": { "cluster": null, "weighted_clusters": { "clusters": [{ "name": "a", "weight": 0 }] } } }),
                 "weighted_clusters.clusters: the sum of weights, 0, is not in 1..=4294967295",
             ),
@@ -322,6 +374,51 @@ fn routes_keep_their_constraints() {
 }
 
 #[test]
+fn the_life_of_a_stream_is_bounded_as_its_route_says() {
+    let secs = |secs| Some(Duration::from_secs(secs));
+    for (over, timeout, life, grpc) in [
+        (json!({}), secs(15), None, None),
+        (json!({ "max_grpc_timeout": "3s" }), secs(15), None, secs(3)),
+        (json!({ "max_grpc_timeout": "0s" }), secs(15), None, None),
+        (json!({ "max_stream_duration": {} }), None, None, None),
+        (json!({ "timeout": "2s", "max_stream_duration": { "max_stream_duration": "9s" } }), secs(2), secs(9), None),
+        (json!({ "max_stream_duration": { "max_stream_duration": "0s" } }), None, None, None),
+        (
+            json!({ "max_grpc_timeout": "3s", "max_stream_duration": { "grpc_timeout_header_max": "4s" } }),
+            None,
+            None,
+            secs(4),
+        ),
+    ] {
+        let route = with(base_route(), &json!({ "route": over }));
+        let table = read_table(&base_table(&json!([route]))).result.unwrap();
+        let RouteAction::Forward(forward) = &table.virtual_hosts[0].routes[0].action else { panic!("no forward") };
+        let read = (forward.timeout, forward.max_stream_duration, forward.grpc_timeout_max);
+        assert_eq!(read, (timeout, life, grpc), "{over}");
+    }
+}
+
+#[test]
+fn calls_of_grpc_and_tunnels_have_matches_of_their_own() {
+    let routes = json!([
+        with(base_route(), &json!({ "match": { "prefix": null, "connect_matcher": {} } })),
+        with(
+            base_route(),
+            &json!({ "match": { "grpc": {} }, "route": {
+            "upgrade_configs": [{ "upgrade_type": "WebSocket", "enabled": false }] } })
+        ),
+    ]);
+    let read = read_table(&base_table(&routes));
+    assert_eq!(read.ignored, Vec::<String>::new());
+    let table = read.result.unwrap();
+    let [connect, grpc] = &table.virtual_hosts[0].routes[..] else { panic!("two routes") };
+    assert_eq!(connect.matches.path, PathMatch::Connect);
+    assert_eq!((&*grpc.matches.headers[0].name, &grpc.matches.headers[0].test), ("content-type", &HeaderTest::Grpc));
+    let RouteAction::Forward(forward) = &grpc.action else { panic!("no forward") };
+    assert_eq!((&*forward.upgrades[0].kind, forward.upgrades[0].enabled), ("websocket", false));
+}
+
+#[test]
 fn domains_are_there_once() {
     let host = |name: &str, domains: Value| json!({ "name": name, "domains": domains });
     let table = |hosts: Value| json!({ "name": "t", "virtual_hosts": hosts });
@@ -353,7 +450,15 @@ fn listeners_keep_their_constraints() {
             (json!({ "http_filters": [] }), "http_filters: does not end in the router"),
             (json!({ "http_filters": [router(), router()] }), "http_filters[1]: comes after the router"),
             (json!({ "http_filters": [unknown, router()] }), "http_filters[0].typed_config: filter \"lua\" with"),
-            (json!({ "codec_type": "HTTP2" }), "codec_type: HTTP/2 is not served"),
+            (json!({ "codec_type": "HTTP3" }), "codec_type: HTTP/3 is not served"),
+            (
+                json!({ "http2_protocol_options": { "connection_keepalive": {} } }),
+                "http2_protocol_options.connection_keepalive.timeout: is not set",
+            ),
+            (
+                json!({ "upgrade_configs": [{ "upgrade_type": "h2c" }] }),
+                "upgrade_configs[0].upgrade_type: h2c is not tunnelled",
+            ),
             (json!({ "max_request_headers_kb": 8193 }), "max_request_headers_kb: 8193 is not in 1..=8192"),
             (json!({ "route_config": null }), "typed_config: has no routes"),
             (
@@ -384,6 +489,35 @@ fn listeners_keep_their_constraints() {
             (json!({ "bind_to_port": false }), "bind_to_port: "),
         ],
     );
+}
+
+#[test]
+fn listeners_say_what_their_connections_speak() {
+    let filter = |kind: &str| {
+        json!({ "name": kind, "typed_config": {
+            "@type": format!("type.googleapis.com/envoy.extensions.filters.http.{kind}") } })
+    };
+    let over = json!({
+        "codec_type": "HTTP2",
+        "http2_protocol_options": { "max_concurrent_streams": 5, "connection_keepalive": { "timeout": "1s" } },
+        "http_protocol_options": { "enable_trailers": true },
+        "upgrade_configs": [{ "upgrade_type": "websocket" }],
+        "http_filters": [filter("grpc_stats.v3.FilterConfig"), filter("grpc_web.v3.GrpcWeb"), router()],
+    });
+    let read = read_listener(&base_listener(&hcm(&over)));
+    assert_eq!(read.ignored, ["listener.filter_chains.filters.typed_config.http_filters.typed_config"]);
+    let listener = read.result.unwrap();
+    let http = listener.http().unwrap();
+    assert_eq!((http.codec, http.http2.max_concurrent_streams), (Codec::Http2, 5));
+    assert!(http.http2.keepalive.is_some() && http.http1_trailers && http.grpc_web);
+    assert_eq!(&*http.upgrades[0].kind, "websocket");
+    let plain = read_listener(&base_listener(&hcm(&json!({})))).result.unwrap();
+    let http = plain.http().unwrap();
+    assert_eq!((http.codec, &http.upgrades), (Codec::Auto, &Vec::new()));
+    assert!(!http.http1_trailers && !http.grpc_web);
+    let upstream = http_options(&json!({ "explicit_http_config": { "http_protocol_options": {} },
+        "http_filters": [filter("grpc_web.v3.GrpcWeb"), filter("upstream_codec.v3.UpstreamCodec")] }));
+    all_refused(read_cluster, &base_cluster(), &[(upstream, "http_filters[0].typed_config: filter \"grpc_web")]);
 }
 
 #[test]

@@ -112,7 +112,7 @@ fn put_path(rewrite: &PathRewrite, matches: &RouteMatch, path: &[u8], out: &mut 
         PathRewrite::Prefix(text) => {
             let matched = match &matches.path {
                 PathMatch::Prefix(prefix) | PathMatch::SeparatedPrefix(prefix) => prefix.len(),
-                PathMatch::Exact(_) | PathMatch::Regex(_) => path.len(),
+                PathMatch::Connect | PathMatch::Exact(_) | PathMatch::Regex(_) => path.len(),
             };
             out.extend_from_slice(text.as_bytes());
             out.extend_from_slice(path.get(matched..).unwrap_or_default());

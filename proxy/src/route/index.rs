@@ -25,7 +25,7 @@ pub struct Index {
 #[derive(Debug)]
 struct RouteIndex {
     trie: Trie,
-    /// Routes that no path tells apart (regular expressions, letter case ignored), ascending.
+    /// Routes that no path tells apart (regular expressions, letter case ignored, CONNECT), ascending.
     unindexed: Box<[u32]>,
 }
 
@@ -48,7 +48,8 @@ impl Index {
                         PathMatch::Prefix(path) | PathMatch::SeparatedPrefix(path) if route.matches.case_sensitive => {
                             keys.push(Key { path: path.as_bytes(), is_exact: false, place });
                         }
-                        PathMatch::Exact(_)
+                        PathMatch::Connect
+                        | PathMatch::Exact(_)
                         | PathMatch::Prefix(_)
                         | PathMatch::SeparatedPrefix(_)
                         | PathMatch::Regex(_) => unindexed.push(place),

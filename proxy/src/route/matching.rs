@@ -6,21 +6,26 @@ use memchr::{memchr, memmem};
 
 use crate::chance::Chance;
 use crate::config::{HeaderMatch, HeaderTest, PathMatch, QueryMatch, RouteMatch, TextMatch};
+use crate::grpc;
 
 use super::view::RequestView;
 
 /// All parts hold. The share is drawn last, so that requests which do not match otherwise use no chance.
 pub(super) fn matches(route: &RouteMatch, request: &impl RequestView, chance: &Chance) -> bool {
-    path_matches(&route.path, route.case_sensitive, request.path())
+    path_matches(route, request)
         && route.headers.iter().all(|test| header_matches(test, request))
         && (route.query.is_empty() || query_matches(&route.query, request.query().unwrap_or_default()))
         && (route.fraction_ppm >= 1_000_000 || chance.below(1_000_000) < u64::from(route.fraction_ppm))
 }
 
-fn path_matches(test: &PathMatch, case_sensitive: bool, path: &[u8]) -> bool {
-    let same = |a: &[u8], b: &[u8]| if case_sensitive { a == b } else { a.eq_ignore_ascii_case(b) };
+fn path_matches(route: &RouteMatch, request: &impl RequestView) -> bool {
+    let path = request.path();
+    let same = |a: &[u8], b: &[u8]| if route.case_sensitive { a == b } else { a.eq_ignore_ascii_case(b) };
     let begins = |text: &[u8]| path.get(..text.len()).is_some_and(|head| same(head, text));
-    match test {
+    match &route.path {
+        PathMatch::Connect => request.method() == b"CONNECT",
+        // The request of a tunnel has no path: an open route is no leave to open one.
+        _ if path.is_empty() => false,
         PathMatch::Exact(text) => same(path, text.as_bytes()),
         PathMatch::Prefix(text) => begins(text.as_bytes()),
         PathMatch::SeparatedPrefix(text) => {
@@ -43,6 +48,7 @@ fn header_matches(header: &HeaderMatch, request: &impl RequestView) -> bool {
         None => return false,
     };
     let met = match &header.test {
+        HeaderTest::Grpc => grpc::is_grpc(&value),
         HeaderTest::Present(_) => true,
         HeaderTest::Range { start, end } => {
             let number = std::str::from_utf8(&value).ok().and_then(|text| text.trim().parse::<i64>().ok());

@@ -118,6 +118,7 @@ fn found(table: &RouteTable, request: &Request) -> Option<(usize, Option<usize>)
 fn any_path() -> impl Strategy<Value = PathMatch> {
     let text = "(/[ab]{0,2}){1,3}/?";
     prop_oneof![
+        Just(PathMatch::Connect),
         text.prop_map(|path| PathMatch::Exact(path.into())),
         text.prop_map(|path| PathMatch::Prefix(path.into())),
         "(/[ab]{1,2}){1,3}".prop_map(|path| PathMatch::SeparatedPrefix(path.into())),
@@ -156,7 +157,8 @@ proptest! {
         hosts in prop::collection::vec(
             (prop::collection::vec(any_domain(), 1..3), prop::collection::vec(any_match(), 0..12)), 1..5),
         authority in "[abAB](-[ab])?\\.[ab](:80)?",
-        path in "(/[abA]{0,2}){1,4}",
+        method in prop::sample::select(vec!["CONNECT", "GET"]),
+        path in "(/[abA]{0,2}){0,4}",
         has_header in any::<bool>(),
         ignore_port in any::<bool>(),
         seed in any::<u64>(),
@@ -169,7 +171,7 @@ proptest! {
         });
         let mut table = table(virtual_hosts.collect());
         table.ignore_port_in_host = ignore_port;
-        let mut request = Request::to(&authority, &path);
+        let mut request = Request { method, ..Request::to(&authority, &path) };
         if has_header {
             request = request.with("x", "1");
         }
@@ -248,6 +250,28 @@ fn paths_match_as_they_say() {
             assert_eq!(found(&table, &Request::to("x", path)), Some((0, None)), "{path}");
         }
     }
+}
+
+#[test]
+fn only_a_tunnels_own_route_takes_a_connect_without_a_path() {
+    let regex = regex::bytes::Regex::new("^(?:.*)$").expect("a pattern");
+    let open = [PathMatch::Prefix("".into()), PathMatch::Prefix("/".into()), PathMatch::Regex(regex)];
+    let mut routes: Vec<_> = open.into_iter().map(|path| route("open", matching(path))).collect();
+    let connect = Request { method: "CONNECT", ..Request::to("shop:443", "") };
+    assert_eq!(found(&table(vec![host("h", &["*"], routes.clone())]), &connect), Some((0, None)));
+    routes.push(route("tunnel", matching(PathMatch::Connect)));
+    let table = table(vec![host("h", &["*"], routes)]);
+    assert_eq!(found(&table, &connect), Some((0, Some(3))));
+    assert_eq!(found(&table, &Request::to("shop:443", "/")), Some((0, Some(0))));
+}
+
+#[test]
+fn a_grpc_route_takes_calls_alone() {
+    for (kind, fits) in [("application/grpc", true), ("application/grpc+proto", true), ("application/json", false)] {
+        let request = Request::to("a", "/").with("content-type", kind);
+        assert_eq!(header_matches("content-type", HeaderTest::Grpc, false, false, &request), fits, "{kind}");
+    }
+    assert!(!header_matches("content-type", HeaderTest::Grpc, false, false, &Request::to("a", "/")));
 }
 
 fn header_matches(name: &str, test: HeaderTest, invert: bool, missing_as_empty: bool, request: &Request) -> bool {

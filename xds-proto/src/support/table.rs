@@ -7,6 +7,7 @@ use super::Rule::{self, Carry, CarryOrIgnore, Ignore, Only, Refuse, Serve};
 
 /// Types that come, not optional, from control planes and have no effect in this proxy. Sorted.
 pub const IDLE_TYPES: &[&str] = &[
+    "envoy.extensions.filters.http.grpc_stats.v3.FilterConfig",
     "envoy.extensions.filters.listener.http_inspector.v3.HttpInspector",
     "envoy.extensions.filters.listener.original_dst.v3.OriginalDst",
     "envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector",
@@ -28,8 +29,7 @@ const CONDITION: Rule = Refuse("this condition is not served; without it more re
 const ECDS: Rule = Refuse("filter configuration on demand is not served; use typed_config");
 const ELSEWHERE: Rule = Refuse("is not served, and requests would go elsewhere without it");
 const FALSE: Rule = Only(&["false"]);
-const H2: Rule = Refuse("HTTP/2 is not served; use http_protocol_options");
-const H3: Rule = Refuse("HTTP/3 is not served; use http_protocol_options");
+const H3: Rule = Refuse("HTTP/3 is not served; use http_protocol_options or http2_protocol_options");
 const WEAKER: Rule = Refuse("is not served, and security would be weaker without it");
 
 const fn row(message: &'static str, rest: Rule, fields: &'static [(&'static str, Rule)]) -> Row {
@@ -97,7 +97,8 @@ pub static TABLE: &[Row] = &[
             ("dns_refresh_rate", Serve),
             ("eds_cluster_config", Serve),
             ("filters", Refuse("upstream network filters are not served")),
-            ("http2_protocol_options", H2),
+            ("http2_protocol_options", Serve),
+            ("http_protocol_options", Serve),
             ("lb_policy", Only(&["ROUND_ROBIN", "LEAST_REQUEST", "RANDOM", "LOAD_BALANCING_POLICY_CONFIG"])),
             ("lb_subset_config", ELSEWHERE),
             ("least_request_lb_config", Serve),
@@ -107,6 +108,7 @@ pub static TABLE: &[Row] = &[
             ("metadata", Serve),
             ("name", Serve),
             ("outlier_detection", Serve),
+            ("protocol_selection", Serve),
             ("round_robin_lb_config", Serve),
             ("transport_socket", Serve),
             ("transport_socket_matcher", WEAKER),
@@ -186,7 +188,18 @@ pub static TABLE: &[Row] = &[
     row("envoy.config.core.v3.GrpcService.EnvoyGrpc", Ignore, &[("authority", Serve), ("cluster_name", Serve)]),
     whole("envoy.config.core.v3.HeaderValue"),
     whole("envoy.config.core.v3.HeaderValueOption"),
-    row("envoy.config.core.v3.Http1ProtocolOptions", Ignore, &[("accept_http_10", Serve)]),
+    row("envoy.config.core.v3.Http1ProtocolOptions", Ignore, &[("accept_http_10", Serve), ("enable_trailers", Serve)]),
+    row(
+        "envoy.config.core.v3.Http2ProtocolOptions",
+        Ignore,
+        &[
+            ("allow_connect", Serve),
+            ("connection_keepalive", Serve),
+            ("initial_connection_window_size", Serve),
+            ("initial_stream_window_size", Serve),
+            ("max_concurrent_streams", Serve),
+        ],
+    ),
     row(
         "envoy.config.core.v3.HttpProtocolOptions",
         Ignore,
@@ -198,6 +211,7 @@ pub static TABLE: &[Row] = &[
             ("max_requests_per_connection", Serve),
         ],
     ),
+    whole("envoy.config.core.v3.KeepaliveSettings"),
     whole("envoy.config.core.v3.Locality"),
     row(
         "envoy.config.core.v3.Metadata",
@@ -426,6 +440,8 @@ pub static TABLE: &[Row] = &[
             ("host_rewrite_path_regex", Refuse("is not served; use host_rewrite_literal")),
             ("idle_timeout", Serve),
             ("inline_cluster_specifier_plugin", Refuse("is not served; use cluster or weighted_clusters")),
+            ("max_grpc_timeout", Serve),
+            ("max_stream_duration", Serve),
             ("metadata_match", ELSEWHERE),
             ("path_rewrite", Serve),
             ("path_rewrite_policy", Refuse("path templates are not served; use regex_rewrite")),
@@ -434,7 +450,22 @@ pub static TABLE: &[Row] = &[
             ("regex_rewrite", Serve),
             ("retry_policy", Serve),
             ("timeout", Serve),
+            ("upgrade_configs", Serve),
             ("weighted_clusters", Serve),
+        ],
+    ),
+    row(
+        "envoy.config.route.v3.RouteAction.MaxStreamDuration",
+        Ignore,
+        &[("grpc_timeout_header_max", Serve), ("max_stream_duration", Serve)],
+    ),
+    whole("envoy.config.route.v3.RouteAction.UpgradeConfig"),
+    row(
+        "envoy.config.route.v3.RouteAction.UpgradeConfig.ConnectConfig",
+        ELSEWHERE,
+        &[
+            ("allow_post", Refuse("a tunnel opened by POST is not served; use CONNECT")),
+            ("proxy_protocol_config", Refuse("a PROXY header before a tunnel is not served")),
         ],
     ),
     row(
@@ -461,7 +492,8 @@ pub static TABLE: &[Row] = &[
         CONDITION,
         &[
             ("case_sensitive", Serve),
-            ("connect_matcher", Refuse("CONNECT is not served")),
+            ("connect_matcher", Serve),
+            ("grpc", Serve),
             ("headers", Serve),
             ("path", Serve),
             ("path_match_policy", Refuse("path templates are not served; use safe_regex")),
@@ -472,6 +504,8 @@ pub static TABLE: &[Row] = &[
             ("safe_regex", Serve),
         ],
     ),
+    row("envoy.config.route.v3.RouteMatch.ConnectMatcher", CONDITION, &[]),
+    row("envoy.config.route.v3.RouteMatch.GrpcRouteMatchOptions", CONDITION, &[]),
     row(
         "envoy.config.route.v3.VirtualHost",
         Ignore,
@@ -507,6 +541,7 @@ pub static TABLE: &[Row] = &[
             ("weight", Serve),
         ],
     ),
+    whole("envoy.extensions.filters.http.grpc_web.v3.GrpcWeb"),
     row(
         "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit",
         Ignore,
@@ -535,10 +570,11 @@ pub static TABLE: &[Row] = &[
         HCM,
         Ignore,
         &[
-            ("codec_type", Only(&["AUTO", "HTTP1"])),
+            ("codec_type", Only(&["AUTO", "HTTP1", "HTTP2"])),
             ("common_http_protocol_options", Serve),
             ("early_header_mutation_extensions", WEAKER),
             ("generate_request_id", Serve),
+            ("http2_protocol_options", Serve),
             ("http_filters", Serve),
             ("http_protocol_options", Serve),
             ("max_request_headers_kb", Serve),
@@ -562,9 +598,19 @@ pub static TABLE: &[Row] = &[
             ("strip_matching_host_port", Refuse("is not served; use strip_any_host_port")),
             ("strip_trailing_host_dot", ELSEWHERE),
             ("typed_header_validation_config", WEAKER),
+            ("upgrade_configs", Serve),
             ("use_remote_address", Serve),
             ("via", Serve),
             ("xff_num_trusted_hops", Serve),
+        ],
+    ),
+    row(
+        "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.UpgradeConfig",
+        Ignore,
+        &[
+            ("enabled", Serve),
+            ("filters", Refuse("filters of one upgrade are not served; those of the listener hold for it")),
+            ("upgrade_type", Serve),
         ],
     ),
     row(
@@ -578,6 +624,7 @@ pub static TABLE: &[Row] = &[
             (
                 "typed_config",
                 Carry(&[
+                    "envoy.extensions.filters.http.grpc_web.v3.GrpcWeb",
                     LOCAL_RATE_LIMIT,
                     "envoy.extensions.filters.http.router.v3.Router",
                     "envoy.extensions.filters.http.upstream_codec.v3.UpstreamCodec",
@@ -622,7 +669,7 @@ pub static TABLE: &[Row] = &[
         "envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
         Ignore,
         &[
-            ("auto_config", Serve),
+            ("auto_config", Refuse("chooses by ALPN, which a plaintext connection has not; use explicit_http_config")),
             ("common_http_protocol_options", Serve),
             ("explicit_http_config", Serve),
             ("header_validation_config", WEAKER),
@@ -630,21 +677,15 @@ pub static TABLE: &[Row] = &[
             ("use_downstream_protocol_config", Serve),
         ],
     ),
-    // Without TLS there is no ALPN to choose by, so HTTP/1.1 it is, as in Envoy.
-    row(
-        "envoy.extensions.upstreams.http.v3.HttpProtocolOptions.AutoHttpConfig",
-        Ignore,
-        &[("http_protocol_options", Serve)],
-    ),
     row(
         "envoy.extensions.upstreams.http.v3.HttpProtocolOptions.ExplicitHttpConfig",
         H3,
-        &[("http2_protocol_options", H2), ("http3_protocol_options", H3), ("http_protocol_options", Serve)],
+        &[("http2_protocol_options", Serve), ("http3_protocol_options", H3), ("http_protocol_options", Serve)],
     ),
     row(
         "envoy.extensions.upstreams.http.v3.HttpProtocolOptions.UseDownstreamHttpConfig",
         Ignore,
-        &[("http_protocol_options", Serve)],
+        &[("http2_protocol_options", Serve), ("http_protocol_options", Serve)],
     ),
     row("envoy.type.matcher.v3.RegexMatchAndSubstitute", ELSEWHERE, &[("pattern", Serve), ("substitution", Serve)]),
     row("envoy.type.matcher.v3.RegexMatcher", CONDITION, &[("google_re2", Ignore), ("regex", Serve)]),

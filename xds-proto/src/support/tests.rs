@@ -183,10 +183,14 @@ fn a_served_listener_has_ignored_fields_only() {
 fn what_weakens_security_or_moves_traffic_is_refused() {
     let route = format!("{FILTER}.route_config.virtual_hosts[0].routes[0]");
     for (good, bad, path) in [
-        ("codec_type: AUTO", "codec_type: HTTP2", format!("{FILTER}.codec_type")),
+        ("codec_type: AUTO", "codec_type: HTTP3", format!("{FILTER}.codec_type")),
         ("bind_to_port: true", "bind_to_port: false", "bind_to_port".into()),
-        ("{ prefix: / }", "{ connect_matcher: {} }", format!("{route}.match.connect_matcher")),
-        ("{ prefix: / }", "{ prefix: /, grpc: {} }", format!("{route}.match.grpc")),
+        (
+            "codec_type: AUTO",
+            "upgrade_configs: [{ upgrade_type: websocket, filters: [{ name: f }] }]",
+            format!("{FILTER}.upgrade_configs[0].filters"),
+        ),
+        ("{ prefix: / }", "{ prefix: /, cookies: [{ name: a }] }", format!("{route}.match.cookies")),
         (
             "{ prefix: / }",
             "{ prefix: /, headers: [{ name: a, string_match: { custom: { name: b } } }] }",
@@ -265,9 +269,14 @@ fn a_cluster_is_walked() {
     let at = "typed_extension_protocol_options[\"envoy.extensions.upstreams.http.v3.HttpProtocolOptions\"]";
     assert_eq!(options("explicit_http_config: { http_protocol_options: {} }"), []);
     assert_eq!(
-        options("explicit_http_config: { http2_protocol_options: {} }"),
-        [refused(&format!("{at}.explicit_http_config.http2_protocol_options"))]
+        options("explicit_http_config: { http2_protocol_options: { allow_connect: true, hpack_table_size: 0 } }"),
+        [ignored(&format!("{at}.explicit_http_config.http2_protocol_options.hpack_table_size"))]
     );
+    assert_eq!(
+        options("explicit_http_config: { http3_protocol_options: {} }"),
+        [refused(&format!("{at}.explicit_http_config.http3_protocol_options"))]
+    );
+    assert_eq!(options("auto_config: {}"), [refused(&format!("{at}.auto_config"))]);
     assert_eq!(cluster("metadata: { filter_metadata: { istio: { a: b } } }"), [ignored("metadata.filter_metadata")]);
 }
 

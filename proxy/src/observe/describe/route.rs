@@ -73,6 +73,7 @@ pub fn matches_line(matches: &RouteMatch) -> String {
 
 fn path(path: &PathMatch) -> (&'static str, &str) {
     match path {
+        PathMatch::Connect => ("connect", ""),
         PathMatch::Exact(text) => ("exact", text),
         PathMatch::Prefix(text) => ("prefix", text),
         PathMatch::SeparatedPrefix(text) => ("separated_prefix", text),
@@ -82,6 +83,7 @@ fn path(path: &PathMatch) -> (&'static str, &str) {
 
 fn header_match(header: &HeaderMatch) -> Value {
     let test = match &header.test {
+        HeaderTest::Grpc => json!({ "grpc": true }),
         HeaderTest::Present(present) => json!({ "present": present }),
         HeaderTest::Range { start, end } => json!({ "range": { "start": start, "end": end } }),
         HeaderTest::Text(test) => text(test),
