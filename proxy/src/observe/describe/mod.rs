@@ -15,8 +15,9 @@ use serde_json::{Value, json};
 
 use crate::config::{
     CircuitLimits, ClusterConfig, ClusterShare, Direction, Discovery, EndpointConfig, EndpointHealth, EndpointSet,
-    HeaderEdit, HeaderEdits, HttpConnectionConfig, ListenerConfig, LoadBalancing, LocalRateLimit, OutlierDetection,
-    Protocol, RetryOn, RetryPolicy, RouteSource, Snapshot, TcpConnectionConfig,
+    HeaderEdit, HeaderEdits, Http2Config, HttpConnectionConfig, ListenerConfig, LoadBalancing, LocalRateLimit,
+    OutlierDetection, Protocol, RetryOn, RetryPolicy, RouteSource, Snapshot, TcpConnectionConfig, Upgrade,
+    UpstreamProtocol,
 };
 
 /// The whole snapshot.
@@ -99,6 +100,11 @@ fn http(http: &HttpConnectionConfig) -> Value {
         "preserve_request_id": http.preserve_request_id,
         "strip_any_host_port": http.strip_any_host_port,
         "accept_http_10": http.accept_http_10,
+        "codec": word(&http.codec),
+        "http2": http2(&http.http2),
+        "upgrades": upgrades(&http.upgrades),
+        "http1_trailers": http.http1_trailers,
+        "grpc_web": http.grpc_web,
         "rate_limit": http.rate_limit.as_deref().map(rate_limit),
         "response_edits": edits(&http.response_edits),
     })
@@ -120,8 +126,40 @@ pub fn cluster(cluster: &ClusterConfig) -> Value {
         "panic_threshold_percent": cluster.panic_threshold_percent,
         "idle_timeout": span(cluster.idle_timeout),
         "max_requests_per_connection": cluster.max_requests_per_connection,
+        "protocol": word(&cluster.protocol),
+        "http2": match cluster.protocol {
+            UpstreamProtocol::Http1 => Value::Null,
+            UpstreamProtocol::Downstream | UpstreamProtocol::Http2 => http2(&cluster.http2),
+        },
         "rate_limit": cluster.rate_limit.as_deref().map(rate_limit),
     })
+}
+
+/// Settings of HTTP/2 connections.
+fn http2(http2: &Http2Config) -> Value {
+    json!({
+        "max_concurrent_streams": http2.max_concurrent_streams,
+        "stream_window": http2.stream_window,
+        "connection_window": http2.connection_window,
+        "allow_connect": http2.allow_connect,
+        "keepalive": http2.keepalive.map(|keepalive| json!({
+            "interval": span(keepalive.interval),
+            "timeout": span(Some(keepalive.timeout)),
+            "jitter_percent": keepalive.jitter_percent,
+            "idle": span(keepalive.idle),
+        })),
+    })
+}
+
+/// What may be tunnelled; `null` when nothing is said.
+fn upgrades(upgrades: &[Upgrade]) -> Value {
+    if upgrades.is_empty() {
+        return Value::Null;
+    }
+    let told = upgrades
+        .iter()
+        .map(|upgrade| json!({ "kind": &*upgrade.kind, "enabled": upgrade.enabled, "ends_here": upgrade.ends_here }));
+    told.collect()
 }
 
 fn discovery(discovery: &Discovery) -> Value {

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{edits, percent, rate_limit, retry, span};
+use super::{edits, percent, rate_limit, retry, span, upgrades};
 use crate::config::{
     ClusterTarget, ForwardAction, HeaderMatch, HeaderTest, PathMatch, PathRewrite, QueryMatch, Redirect, Route,
     RouteAction, RouteMatch, RouteTable, TextMatch, VirtualHost,
@@ -140,6 +140,9 @@ fn forward(forward: &ForwardAction) -> Value {
         "to": to,
         "cluster_not_found_status": forward.cluster_not_found_status,
         "timeout": span(forward.timeout),
+        "max_stream_duration": span(forward.max_stream_duration),
+        "grpc_timeout_max": span(forward.grpc_timeout_max),
+        "upgrades": upgrades(&forward.upgrades),
         "idle_timeout": span(forward.idle_timeout),
         "retry": forward.retry.as_deref().map(retry),
         "path_rewrite": forward.path_rewrite.as_ref().map(rewrite),
