@@ -22,6 +22,7 @@ use std::time::Duration;
 use crate::chance::Chance;
 use crate::config::OutlierDetection;
 use crate::fault::Kind;
+use crate::grpc::GrpcCode;
 
 /// How a try at an endpoint ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +36,12 @@ pub enum Seen {
 }
 
 impl Seen {
+    /// What the end of a gRPC call says: the HTTP status of the same meaning. As in Envoy, but for codes in trailers, which
+    /// Envoy does not look at: that is where a call that was begun ends.
+    pub fn of_grpc(code: GrpcCode) -> Self {
+        Self::Answered(code.http_status())
+    }
+
     /// What a fault says about the endpoint; `None`: nothing.
     pub fn of_fault(kind: Kind) -> Option<Self> {
         match kind {

@@ -14,6 +14,7 @@ use super::*;
 use crate::chance::Chance;
 use crate::config::{EndpointConfig, EndpointHealth, EndpointSet, LoadBalancing, OutlierDetection};
 use crate::fault::{Kind, Side};
+use crate::grpc::GrpcCode;
 
 const LEAST: LoadBalancing = LoadBalancing::LeastRequest { choices: 2 };
 const ALL_POLICIES: [LoadBalancing; 3] = [LoadBalancing::RoundRobin, LoadBalancing::Random, LEAST];
@@ -533,6 +534,8 @@ fn what_we_caused_says_nothing_about_an_endpoint() {
     }
     assert_eq!(Seen::of_fault(Kind::ConnectTimeout), Some(Seen::TimedOut));
     assert_eq!(Seen::of_fault(Kind::ConnectRefused), Some(Seen::Failed));
+    assert_eq!(Seen::of_grpc(GrpcCode::Unavailable), Seen::Answered(503));
+    assert_eq!(Seen::of_grpc(GrpcCode::NotFound), Seen::Answered(404));
 }
 
 #[test]
