@@ -25,6 +25,16 @@ pub struct RetryOn {
     pub status_codes: bool,
     /// `retriable-headers`: a response header named in [`RetryPolicy::response_headers`].
     pub response_headers: bool,
+    /// `cancelled`: the gRPC code of that name, before any message of the answer.
+    pub grpc_cancelled: bool,
+    /// `deadline-exceeded`: as above.
+    pub grpc_deadline_exceeded: bool,
+    /// `internal`: as above.
+    pub grpc_internal: bool,
+    /// `resource-exhausted`: as above.
+    pub grpc_resource_exhausted: bool,
+    /// `unavailable`: as above.
+    pub grpc_unavailable: bool,
 }
 
 /// When and how a request is tried again. Defaults are Envoy's.

@@ -188,16 +188,21 @@ fn retry_on(words: At<'_, String>) -> RetryOn {
     for word in words.value.split(',').map(str::trim).filter(|word| !word.is_empty()) {
         let flag = match word {
             "5xx" => &mut on.any_5xx,
+            "cancelled" => &mut on.grpc_cancelled,
             "connect-failure" => &mut on.connect_failure,
+            "deadline-exceeded" => &mut on.grpc_deadline_exceeded,
             "gateway-error" => &mut on.gateway_error,
+            "internal" => &mut on.grpc_internal,
             "refused-stream" => &mut on.refused_stream,
             "reset" => &mut on.reset,
             "reset-before-request" => &mut on.reset_before_request,
+            "resource-exhausted" => &mut on.grpc_resource_exhausted,
             "retriable-4xx" => &mut on.retriable_4xx,
             "retriable-headers" => &mut on.response_headers,
             "retriable-status-codes" => &mut on.status_codes,
+            "unavailable" => &mut on.grpc_unavailable,
             _ => {
-                // Envoy skips words it does not know; the words of gRPC come in every Istio route.
+                // Envoy skips words it does not know.
                 words.ignore();
                 continue;
             }
@@ -305,7 +310,8 @@ mod tests {
             ..Default::default()
         };
         let read = outcome(&policy, |at| retry_policy(at, false)).unwrap();
-        assert!(read.on.any_5xx && read.on.connect_failure && !read.on.reset);
+        let expected = RetryOn { any_5xx: true, connect_failure: true, grpc_unavailable: true, ..RetryOn::default() };
+        assert_eq!(read.on, expected);
         assert_eq!((read.retries, read.per_try_timeout, read.status_codes), (1, None, vec![409, 503]));
         assert_eq!((read.backoff_base, read.backoff_max), (Duration::from_millis(25), Duration::from_millis(250)));
     }

@@ -11,7 +11,7 @@ pub mod retry;
 
 pub use circuit::{CircuitState, Slot};
 pub use limit::{Buckets, TokenBucket, Verdict, admit};
-pub use retry::{Attempt, Decision, Outcome, Sent, asks_on_answer, decide};
+pub use retry::{Attempt, Decision, Outcome, Sent, asks_on_answer, asks_on_grpc, decide};
 
 #[cfg(test)]
 mod tests;

@@ -7,13 +7,15 @@
 //!
 //! **Source.** Envoy, `x-envoy-retry-on` and its back-off: retry n waits a uniform draw from `0..(2^n - 1) * base`, capped;
 //! the draw is made at the cap too. RFC 9110 §9.2.2 for what may be repeated. Stricter than Envoy: a request that may have
-//! reached the application is repeated only when that is harmless.
+//! reached the application is repeated only when that is harmless. Every call of gRPC is a POST, so there a policy that
+//! names a code is its owner's leave: without it the word would ask for nothing.
 
 use std::time::Duration;
 
 use crate::chance::Chance;
 use crate::config::{RetryOn, RetryPolicy};
 use crate::fault::{Fault, Kind, Retry};
+use crate::grpc::GrpcCode;
 use crate::stats::SuppressReason;
 
 /// How a try ended.
@@ -21,6 +23,8 @@ use crate::stats::SuppressReason;
 pub enum Outcome<'a> {
     /// By a fault.
     Fault(&'a Fault),
+    /// By a gRPC code, in the head of the answer or in trailers before any message of it.
+    Grpc(GrpcCode),
     /// By an answer of the upstream.
     Status {
         /// Its status.
@@ -34,6 +38,7 @@ impl std::fmt::Debug for Outcome<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Fault(fault) => f.debug_tuple("Fault").field(&fault.kind).finish(),
+            Self::Grpc(code) => f.debug_tuple("Grpc").field(code).finish(),
             Self::Status { status, .. } => f.debug_tuple("Status").field(status).finish(),
         }
     }
@@ -129,14 +134,19 @@ fn may_replay(attempt: &Attempt, outcome: &Outcome<'_>) -> bool {
 
 /// Repeating it cannot do the work twice, or its owner says that this is harmless.
 fn is_harmless(policy: &RetryPolicy, attempt: &Attempt, outcome: &Outcome<'_>) -> bool {
-    let unsent = matches!(outcome, Outcome::Fault(fault) if fault.retry == Retry::Safe);
-    unsent || attempt.sent == Sent::Nothing || attempt.idempotent || policy.retry_non_idempotent
+    let has_leave = match outcome {
+        Outcome::Fault(fault) => fault.retry == Retry::Safe,
+        Outcome::Grpc(_) => true,
+        Outcome::Status { .. } => false,
+    };
+    has_leave || attempt.sent == Sent::Nothing || attempt.idempotent || policy.retry_non_idempotent
 }
 
 /// The policy asks for a retry of this outcome.
 fn asks(policy: &RetryPolicy, attempt: &Attempt, outcome: &Outcome<'_>) -> bool {
     match *outcome {
         Outcome::Fault(fault) => asks_on_fault(&policy.on, fault.kind, attempt.sent),
+        Outcome::Grpc(code) => asks_on_grpc(policy, code),
         Outcome::Status { status, has_header } => asks_on_answer(policy, status, has_header),
     }
 }
@@ -150,6 +160,19 @@ pub fn asks_on_answer(policy: &RetryPolicy, status: u16, has_header: &dyn Fn(&st
         || (on.retriable_4xx && status == 409)
         || (on.status_codes && policy.status_codes.contains(&status))
         || (on.response_headers && policy.response_headers.iter().any(|name| has_header(name)))
+}
+
+/// The policy asks for a retry of a call that ended with that code, as [`asks_on_answer`] does of a status.
+pub fn asks_on_grpc(policy: &RetryPolicy, code: GrpcCode) -> bool {
+    let on = &policy.on;
+    match code {
+        GrpcCode::Cancelled => on.grpc_cancelled,
+        GrpcCode::DeadlineExceeded => on.grpc_deadline_exceeded,
+        GrpcCode::Internal => on.grpc_internal,
+        GrpcCode::ResourceExhausted => on.grpc_resource_exhausted,
+        GrpcCode::Unavailable => on.grpc_unavailable,
+        _ => false,
+    }
 }
 
 /// Which faults are the upstream's silence. What this proxy refused by itself (limits, no endpoint, its deadline) would be

@@ -11,6 +11,7 @@ use super::*;
 use crate::chance::Chance;
 use crate::config::{CircuitLimits, LocalRateLimit, RetryBudget, RetryOn, RetryPolicy, TokenBucketConfig};
 use crate::fault::{Fault, Kind, Retry};
+use crate::grpc::GrpcCode;
 use crate::stats::SuppressReason;
 
 fn bucket(max_tokens: u32, tokens_per_fill: u32, fill_ms: u64) -> TokenBucketConfig {
@@ -214,6 +215,11 @@ const ON_ALL: RetryOn = RetryOn {
     refused_stream: true,
     status_codes: true,
     response_headers: true,
+    grpc_cancelled: true,
+    grpc_deadline_exceeded: true,
+    grpc_internal: true,
+    grpc_resource_exhausted: true,
+    grpc_unavailable: true,
 };
 
 fn policy(on: RetryOn) -> RetryPolicy {
@@ -289,6 +295,38 @@ fn each_word_of_retry_on_asks_for_its_outcomes() {
     let headers = policy(RetryOn { response_headers: true, ..none });
     let outcome = Outcome::Status { status: 200, has_header: &|name| name == "x-again" };
     assert!(is_retry(decide(Some(&headers), &FIRST, &outcome, &Chance::from_seed(1))));
+}
+
+#[test]
+fn each_word_of_grpc_asks_for_its_code() {
+    let none = RetryOn::default();
+    let post = Attempt { idempotent: false, ..FIRST };
+    for (asked, on) in [
+        (None, none),
+        (Some(GrpcCode::Cancelled), RetryOn { grpc_cancelled: true, ..none }),
+        (Some(GrpcCode::DeadlineExceeded), RetryOn { grpc_deadline_exceeded: true, ..none }),
+        (Some(GrpcCode::Internal), RetryOn { grpc_internal: true, ..none }),
+        (Some(GrpcCode::ResourceExhausted), RetryOn { grpc_resource_exhausted: true, ..none }),
+        (Some(GrpcCode::Unavailable), RetryOn { grpc_unavailable: true, ..none }),
+        (None, RetryOn { any_5xx: true, status_codes: true, retriable_4xx: true, ..none }),
+    ] {
+        let policy = policy(on);
+        for &code in GrpcCode::ALL {
+            let decision = decide(Some(&policy), &post, &Outcome::Grpc(code), &Chance::from_seed(1));
+            assert_eq!(is_retry(decision), Some(code) == asked, "{on:?} {code:?}");
+            assert_eq!(asks_on_grpc(&policy, code), Some(code) == asked, "{on:?} {code:?}");
+        }
+    }
+    let all = policy(ON_ALL);
+    for (attempt, reason) in [
+        (Attempt { response_started: true, ..post }, SuppressReason::ResponseStarted),
+        (Attempt { body_replayable: false, ..post }, SuppressReason::BodyTooLarge),
+        (Attempt { budget: false, ..post }, SuppressReason::Budget),
+        (Attempt { deadline_left: Some(Duration::ZERO), ..post }, SuppressReason::Deadline),
+    ] {
+        let decision = decide(Some(&all), &attempt, &Outcome::Grpc(GrpcCode::Unavailable), &Chance::from_seed(1));
+        assert_eq!(decision, Decision::Suppressed(reason));
+    }
 }
 
 #[test]

@@ -280,6 +280,11 @@ fn retry_words(on: &RetryOn) -> Vec<&'static str> {
         (on.refused_stream, "refused-stream"),
         (on.status_codes, "retriable-status-codes"),
         (on.response_headers, "retriable-headers"),
+        (on.grpc_cancelled, "cancelled"),
+        (on.grpc_deadline_exceeded, "deadline-exceeded"),
+        (on.grpc_internal, "internal"),
+        (on.grpc_resource_exhausted, "resource-exhausted"),
+        (on.grpc_unavailable, "unavailable"),
     ];
     words.into_iter().filter(|(set, _)| *set).map(|(_, word)| word).collect()
 }
