@@ -34,7 +34,7 @@ const LEAVES: &[&str] = &["chance", "clock", "config", "drain", "fault", "grpc",
 
 /// Rooms off the pipeline, with the rooms each may use besides the leaves it is given here.
 const BESIDE: &[(&str, &[&str])] = &[
-    ("admin", &["config", "stats", "observe", "fault", "drain", "clock", "sync"]),
+    ("admin", &["config", "stats", "observe", "fault", "grpc", "drain", "clock", "sync"]),
     ("bootstrap", &["convert", "config"]),
     ("convert", LEAVES),
     ("xds", &["bootstrap", "chance", "clock", "config", "convert", "drain", "fault", "observe", "stats", "sync"]),

@@ -14,8 +14,8 @@ use super::{Admin, AdminSources};
 use crate::config::{ListenerConfig, Protocol, RouteSource, VirtualHost};
 use crate::observe::describe;
 use crate::stats::{
-    ClusterCell, Counter, EndpointCell, FaultCounters, Histogram, HistogramReport, ListenerCell, RouteCell, RouteKey,
-    SuppressReason,
+    ClusterCell, Counter, EndpointCell, FaultCounters, Histogram, HistogramReport, ListenerCell, MethodCell, MethodKey,
+    RouteCell, RouteKey, SuppressReason,
 };
 
 pub(super) async fn routes(State(admin): State<Admin>, format: Format) -> Response {
@@ -120,6 +120,10 @@ pub(super) async fn clusters(State(admin): State<Admin>, format: Format) -> Resp
     admin.registry.clusters(|name, cells| {
         numbers.insert(name.clone(), cluster_numbers(cells));
     });
+    let mut methods: HashMap<Arc<str>, Vec<Value>> = HashMap::new();
+    admin.registry.methods(|key, cells| {
+        methods.entry(key.cluster.clone()).or_default().push(method_numbers(key, cells));
+    });
     let mut states: HashMap<Arc<str>, HashMap<SocketAddr, EndpointState>> = HashMap::new();
     admin.registry.endpoints(|cluster, address, cell| {
         let state = EndpointState { told: endpoint_state(&admin, cell), active: cell.active.load(Relaxed) };
@@ -131,6 +135,7 @@ pub(super) async fn clusters(State(admin): State<Admin>, format: Format) -> Resp
         let active: u64 = states.values().map(|state| u64::from(state.active)).sum();
         let mut told = describe::cluster(config);
         told["numbers"] = numbers.remove(name).unwrap_or_else(|| cluster_numbers(&[]));
+        told["grpc_methods"] = json!(methods.remove(name).unwrap_or_default());
         told["usage"] = json!({ "connections": told["numbers"]["connections"], "requests": active });
         let endpoints = set.endpoints.iter().map(|endpoint| {
             let mut told = describe::endpoint(endpoint);
@@ -182,6 +187,29 @@ fn cluster_numbers(cells: &[Arc<ClusterCell>]) -> Value {
         "panic_picks": sum(|cell| &cell.panic_picks),
         "faults": faults(cells.iter().map(|cell| &cell.faults)),
     })
+}
+
+fn method_numbers(key: &MethodKey, cells: &[Arc<MethodCell>]) -> Value {
+    let sum = |part: fn(&MethodCell) -> &Counter| cells.iter().map(|cell| part(cell).value()).sum::<u64>();
+    let codes: Vec<_> = MethodCell::sum(cells).collect();
+    let calls: u64 = codes.iter().map(|(_, count)| count).sum();
+    let failures: u64 = codes.iter().filter(|(code, _)| code.is_failure()).map(|(_, count)| count).sum();
+    let codes: Map<String, Value> = codes.iter().map(|(code, count)| (code.label().to_owned(), json!(count))).collect();
+    json!({
+        "service": &*key.service,
+        "method": &*key.method,
+        "calls": calls,
+        "success_rate": success_rate(calls, failures),
+        "codes": codes,
+        "request_messages": sum(|cell| &cell.request_messages),
+        "response_messages": sum(|cell| &cell.response_messages),
+    })
+}
+
+/// The share of calls that are no failure of the upstream, `0.0..=1.0`; `null` before the first.
+#[allow(clippy::cast_precision_loss, reason = "a share of 2^53 calls is still right to many digits")]
+fn success_rate(calls: u64, failures: u64) -> Option<f64> {
+    (calls > 0).then(|| calls.saturating_sub(failures) as f64 / calls as f64)
 }
 
 pub(super) async fn listeners(State(admin): State<Admin>, format: Format) -> Response {

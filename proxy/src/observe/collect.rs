@@ -8,7 +8,9 @@ use std::sync::Arc;
 use super::{IoView, LimitLevel, Metric, Process, WorkerIo, XdsStatus};
 use crate::config::Snapshot;
 use crate::fault::Kind;
-use crate::stats::{ClusterCell, Counter, FaultCounters, HistogramReport, Registry, RouteCell, SuppressReason};
+use crate::stats::{
+    ClusterCell, Counter, FaultCounters, HistogramReport, MethodCell, Registry, RouteCell, SuppressReason,
+};
 
 /// Upper bounds of the exposed latency buckets, in microseconds.
 pub const BUCKETS_US: [u64; 17] = [
@@ -148,6 +150,7 @@ pub fn collect(seen: &Observation<'_>) -> Samples {
     collect_listeners(seen.registry, &mut samples, &mut answered);
     collect_routes(seen.registry, &mut samples, &mut answered);
     collect_clusters(seen.registry, &mut samples);
+    collect_methods(seen.registry, &mut samples);
     collect_endpoints(seen.registry, &mut samples);
     collect_xds(seen.xds, &mut samples);
     collect_reactors(seen.workers, &mut samples);
@@ -278,6 +281,18 @@ fn collect_clusters(registry: &Registry, samples: &mut Samples) {
         let mut faults = Faults::new();
         add_faults(&mut faults, cells.iter().map(|cell| &cell.faults));
         samples.faults(Metric::ClusterFaults, &labels, &faults);
+    });
+}
+
+fn collect_methods(registry: &Registry, samples: &mut Samples) {
+    registry.methods(|key, cells| {
+        let labels = [&key.cluster, &key.service, &key.method];
+        let sum = |part: fn(&MethodCell) -> &Counter| cells.iter().map(|cell| part(cell).value()).sum();
+        samples.count(Metric::GrpcRequestMessages, &labels, sum(|cell| &cell.request_messages));
+        samples.count(Metric::GrpcResponseMessages, &labels, sum(|cell| &cell.response_messages));
+        for (code, count) in MethodCell::sum(cells) {
+            samples.with(Metric::GrpcRequests, &labels, code.label(), count);
+        }
     });
 }
 

@@ -82,16 +82,19 @@ macro_rules! metrics {
 labels! {
     Class       "class"        "Class of the status code: 1xx to 5xx, or none when no answer was sent.";
     Cluster     "cluster"      "Name of the upstream cluster.";
+    Code        "code"         "gRPC code that a call ended with, in capitals.";
     Driver      "driver"       "I/O driver in use: uring or epoll.";
     Endpoint    "endpoint"     "Address and port of the endpoint.";
     Flag        "flag"         "Envoy's response flag for the fault; empty when Envoy has none.";
     Kind        "kind"         "What happened, as in the outrigger-fault header.";
     Listener    "listener"     "Name of the listener the request came in by.";
+    Method      "method"       "gRPC method; other for those without a place of their own.";
     Path        "path"         "Path of a configuration field.";
     Reason      "reason"       "Why.";
     Resource    "resource"     "What a circuit limit bounds: connections, pending_requests, requests or retries.";
     Route       "route"        "Name of the route; empty when none matched.";
     Rule        "rule"         "Identity of the rate limit.";
+    Service     "service"      "gRPC service with its package; other as for method.";
     Side        "side"         "Whose doing a fault is: downstream, local or upstream.";
     Stage       "stage"        "Where in the pipeline a fault arose.";
     Type        "type"         "Kind of xDS resource, as the last part of its type URL.";
@@ -144,6 +147,10 @@ metrics! {
     ClusterPanicPicks      Counter   Count   "outrigger_cluster_panic_picks_total" [Cluster] "Picks made among all endpoints because too few were usable.";
     ClusterEndpoints       Gauge     Count   "outrigger_cluster_endpoints" [Cluster] "Endpoints in the configuration in use.";
     ClusterLimit           Gauge     Count   "outrigger_cluster_limit" [Cluster Resource] "Circuit limits of the cluster.";
+
+    GrpcRequests           Counter   Count   "outrigger_grpc_requests_total" [Cluster Service Method Code] "gRPC calls that ended, by code; those that this proxy answered too.";
+    GrpcRequestMessages    Counter   Count   "outrigger_grpc_request_messages_total" [Cluster Service Method] "Messages that callers sent in gRPC calls that ended.";
+    GrpcResponseMessages   Counter   Count   "outrigger_grpc_response_messages_total" [Cluster Service Method] "Messages that callers were sent in gRPC calls that ended.";
 
     EndpointActive          Gauge   Count "outrigger_endpoint_active_requests" [Cluster Endpoint] "Tries in flight.";
     EndpointRequests        Counter Count "outrigger_endpoint_requests_total" [Cluster Endpoint] "Tries begun.";

@@ -11,9 +11,11 @@
 
 mod cells;
 mod histogram;
+mod methods;
 
 pub use cells::{ClusterCell, EndpointCell, ListenerCell, RouteCell, SuppressReason};
 pub use histogram::{Histogram, HistogramReport, SparseReport};
+pub use methods::{Call, METHODS_MAX, MethodCell, MethodKey, MethodTable};
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -82,6 +84,7 @@ pub struct Registry {
     clusters: Mutex<BTreeMap<Arc<str>, Vec<Arc<ClusterCell>>>>,
     listeners: Mutex<BTreeMap<Arc<str>, Vec<Arc<ListenerCell>>>>,
     endpoints: Mutex<EndpointCells>,
+    methods: Mutex<BTreeMap<MethodKey, Vec<Arc<MethodCell>>>>,
 }
 
 impl Registry {
@@ -111,6 +114,13 @@ impl Registry {
         lock(&self.endpoints).entry((cluster.clone(), address)).or_default().clone()
     }
 
+    /// A new cell of that method, for one worker.
+    pub fn method(&self, key: MethodKey) -> Arc<MethodCell> {
+        let cell = Arc::<MethodCell>::default();
+        lock(&self.methods).entry(key).or_default().push(cell.clone());
+        cell
+    }
+
     /// Visits every route with its cells, sorted by key.
     pub fn routes(&self, mut visit: impl FnMut(&RouteKey, &[Arc<RouteCell>])) {
         lock(&self.routes).iter().for_each(|(key, cells)| visit(key, cells));
@@ -126,6 +136,11 @@ impl Registry {
         lock(&self.listeners).iter().for_each(|(key, cells)| visit(key, cells));
     }
 
+    /// Visits every method with its cells, sorted by cluster, service and name.
+    pub fn methods(&self, mut visit: impl FnMut(&MethodKey, &[Arc<MethodCell>])) {
+        lock(&self.methods).iter().for_each(|(key, cells)| visit(key, cells));
+    }
+
     /// Visits every endpoint, sorted by cluster and address.
     pub fn endpoints(&self, mut visit: impl FnMut(&Arc<str>, SocketAddr, &EndpointCell)) {
         lock(&self.endpoints).iter().for_each(|((cluster, address), cell)| visit(cluster, *address, cell));
@@ -136,9 +151,10 @@ impl Registry {
         lock(&self.endpoints).retain(|(cluster, address), _| keep(cluster, *address));
     }
 
-    /// Forgets clusters that `keep` denies.
+    /// Forgets clusters that `keep` denies, with their methods.
     pub fn retain_clusters(&self, mut keep: impl FnMut(&str) -> bool) {
         lock(&self.clusters).retain(|name, _| keep(name));
+        lock(&self.methods).retain(|key, _| keep(&key.cluster));
     }
 }
 

@@ -14,7 +14,7 @@ use crate::chance::Chance;
 use crate::config::{ClusterConfig, EndpointSet};
 use crate::fault::Kind;
 use crate::policy::TokenBucket;
-use crate::stats::{ClusterCell, EndpointCell};
+use crate::stats::{Call, ClusterCell, EndpointCell, MethodTable};
 use crate::upstream::{ConnectFault, Connection, Endpoint, Lease, Reuse, Slots, connect, connect_multiplexed};
 
 /// A cluster as one worker runs it.
@@ -34,6 +34,7 @@ pub struct Cluster {
     balancer: RefCell<Balancer>,
     slots: Slots,
     bucket: Option<Arc<TokenBucket>>,
+    methods: Rc<MethodTable>,
 }
 
 /// Why no connection could be had.
@@ -81,8 +82,10 @@ impl Cluster {
             let now_ns = worker.shared.since_start_ns(now());
             worker.shared.buckets.bucket(limit, now_ns)
         });
+        let counted = worker.counted(&name, &state);
         Self {
-            cell: worker.cluster_cell(&name, &state),
+            cell: counted.cell,
+            methods: counted.methods,
             slots: worker.slots(&config.name, &state),
             name,
             endpoints,
@@ -231,6 +234,11 @@ impl Cluster {
         let counter = if status < 500 { &cell.successes } else { &cell.failures };
         counter.fetch_add(1, Ordering::Relaxed);
         self.judge(endpoint, Seen::Answered(status), worker);
+    }
+
+    /// A gRPC call ended: counts it by the method that `path` names. Once a call, whatever tries it took.
+    pub fn called(&self, path: &[u8], call: &Call, worker: &Worker) {
+        self.methods.count(path, call, &worker.shared.registry);
     }
 
     /// A try failed. What was our own doing, or the client's, says nothing about the endpoint.

@@ -37,7 +37,7 @@ use crate::chance::Chance;
 use crate::config::{ClusterName, ListenerName, LocalRateLimit, Reader};
 use crate::drain::{Drain, Load};
 use crate::policy::{self, TokenBucket, Verdict};
-use crate::stats::{ClusterCell, ListenerCell, RouteCell, RouteKey};
+use crate::stats::{ClusterCell, ListenerCell, MethodTable, RouteCell, RouteKey};
 use crate::upstream::{Endpoint, Slots};
 
 /// Log lines about failing accepts are this far apart.
@@ -46,9 +46,14 @@ const LOG_PAUSE: Duration = Duration::from_secs(10);
 /// Endpoints of one worker by cluster and address.
 type Endpoints = HashMap<(ClusterName, SocketAddr), Rc<Endpoint>>;
 
-/// Counters of clusters, with the live state they were made beside: where that is new, the registry has forgotten the
+/// Counters of a cluster, with the live state they were made beside: where that is new, the registry has forgotten the
 /// old counters too.
-type ClusterCells = HashMap<Arc<str>, (Arc<ClusterState>, Arc<ClusterCell>)>;
+#[derive(Clone)]
+struct Counted {
+    state: Arc<ClusterState>,
+    cell: Arc<ClusterCell>,
+    methods: Rc<MethodTable>,
+}
 
 /// One worker thread's state.
 pub struct Worker {
@@ -64,7 +69,7 @@ pub struct Worker {
     view: RefCell<Rc<View>>,
     endpoints: RefCell<Endpoints>,
     route_cells: RefCell<HashMap<RouteKey, Arc<RouteCell>>>,
-    cluster_cells: RefCell<ClusterCells>,
+    cluster_cells: RefCell<HashMap<Arc<str>, Counted>>,
     listener_cells: RefCell<HashMap<ListenerName, Arc<ListenerCell>>>,
     slots: RefCell<HashMap<ClusterName, Slots>>,
     date: Cell<(u64, [u8; 29])>,
@@ -134,14 +139,18 @@ impl Worker {
     }
 
     /// This worker's counters of a cluster; new ones for a cluster that left the configuration and came back.
-    fn cluster_cell(&self, name: &Arc<str>, state: &Arc<ClusterState>) -> Arc<ClusterCell> {
+    fn counted(&self, name: &Arc<str>, state: &Arc<ClusterState>) -> Counted {
         let mut cells = self.cluster_cells.borrow_mut();
-        if let Some((_, cell)) = cells.get(name).filter(|(known, _)| Arc::ptr_eq(known, state)) {
-            return cell.clone();
+        if let Some(counted) = cells.get(name).filter(|known| Arc::ptr_eq(&known.state, state)) {
+            return counted.clone();
         }
-        let cell = self.shared.registry.cluster(name.clone());
-        cells.insert(name.clone(), (state.clone(), cell.clone()));
-        cell
+        let counted = Counted {
+            state: state.clone(),
+            cell: self.shared.registry.cluster(name.clone()),
+            methods: Rc::new(MethodTable::new(name.clone())),
+        };
+        cells.insert(name.clone(), counted.clone());
+        counted
     }
 
     /// This worker's side of an endpoint, the same one for as long as the configuration has it.

@@ -154,10 +154,16 @@ async fn routes_carry_policies_and_numbers() {
 }
 
 #[tokio::test]
-async fn clusters_tell_ejections_and_what_is_left_of_them() {
+async fn clusters_tell_methods_and_ejections_and_what_is_left_of_them() {
     let world = World::start().await;
     let told = world.ask("GET", "/clusters").await.json();
     let orders = &told["clusters"][0];
+    let placing = serde_json::json!({
+        "service": "shop.v1.Orders", "method": "Place", "calls": 8, "success_rate": 0.75,
+        "codes": { "OK": 4, "NOT_FOUND": 2, "UNAVAILABLE": 2 }, "request_messages": 8, "response_messages": 32,
+    });
+    assert_eq!(orders["grpc_methods"], serde_json::json!([placing]));
+    assert_eq!(told["clusters"][1]["grpc_methods"], serde_json::json!([]));
     assert_eq!(orders["name"], "orders");
     assert_eq!(orders["numbers"]["requests"], 7);
     let [ejected, idle] = [0, 1].map(|at| &orders["endpoints"][at]);

@@ -13,8 +13,9 @@ use tokio::task::JoinHandle;
 use crate::admin::{AdminControl, AdminSources, Readiness, serve};
 use crate::config::*;
 use crate::fault::Kind;
+use crate::grpc::GrpcCode;
 use crate::observe::{EpochLog, IoCheck, IoView, LimitLevel, WorkerIo, XdsStatus, XdsType};
-use crate::stats::{Registry, RouteCell, RouteKey};
+use crate::stats::{Call, MethodTable, Registry, RouteCell, RouteKey};
 
 /// A name that breaks whatever does not escape it.
 pub(super) const HOSTILE: &str = "</script><img src=x onerror=alert(1)>\"\\\n\u{202e}ü{}";
@@ -199,6 +200,14 @@ fn fill(registry: &Registry) -> Arc<RouteCell> {
         cell.retry_suppressed[1].add_one();
     }
     registry.cluster("orders".into()).requests.add(7);
+    let call = Call { code: GrpcCode::Ok, is_upstreams: true, request_messages: 1, response_messages: 4 };
+    for _ in 0..2 {
+        let table = MethodTable::new("orders".into());
+        table.count(b"/shop.v1.Orders/Place", &call, registry);
+        table.count(b"/shop.v1.Orders/Place", &Call { code: GrpcCode::Unavailable, ..call }, registry);
+        table.count(b"/shop.v1.Orders/Place", &Call { code: GrpcCode::NotFound, ..call }, registry);
+        table.count(b"/shop.v1.Orders/Place", &call, registry);
+    }
     let listener = registry.listener("in".into());
     listener.accepted.add(3);
     listener.faults.add_one(Kind::BadHost);
