@@ -131,6 +131,8 @@ impl GrpcCode {
             | Kind::ResponseTruncated
             | Kind::PerTryTimeout
             | Kind::StreamIdle
+            | Kind::StreamRefused
+            | Kind::UpgradeUnsupported
             | Kind::RelayIdle
             | Kind::RelayOverAge
             | Kind::RelayReset => Self::Unavailable,

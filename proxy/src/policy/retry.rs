@@ -3,7 +3,8 @@
 //! **Shape.** [`decide`] is pure. Two questions, in this order: does the policy ask for a retry of this outcome, and may it
 //! be given one? A retry that was asked for and not given is [`Decision::Suppressed`] with its reason, to be counted.
 //! Apart from policy stands the *replay*: a kept connection that turns out to be closed says nothing about the endpoint,
-//! so a request that failed on one before any byte of an answer goes out once more, on a new connection.
+//! so a request that failed on one before any byte of an answer goes out once more, on a new connection; so does one that
+//! an endpoint of HTTP/2 says it did not process.
 //!
 //! **Source.** Envoy, `x-envoy-retry-on` and its back-off: retry n waits a uniform draw from `0..(2^n - 1) * base`, capped;
 //! the draw is made at the cap too. RFC 9110 §9.2.2 for what may be repeated. Stricter than Envoy: a request that may have
@@ -119,12 +120,11 @@ pub fn decide(policy: Option<&RetryPolicy>, attempt: &Attempt, outcome: &Outcome
     Decision::Suppressed(reason)
 }
 
-/// A kept connection was found dead before any byte of an answer.
+/// A kept connection was found dead before any byte of an answer, or the endpoint says that it did not process the request.
 fn may_replay(attempt: &Attempt, outcome: &Outcome<'_>) -> bool {
     let Outcome::Fault(fault) = outcome else { return false };
     let is_loss = matches!(fault.kind, Kind::SendReset | Kind::ResponseReset | Kind::ResponseClosed);
-    is_loss
-        && attempt.on_reused
+    ((is_loss && attempt.on_reused) || fault.kind == Kind::StreamRefused)
         && !attempt.replayed
         && !attempt.response_started
         && attempt.body_replayable
@@ -183,6 +183,7 @@ fn asks_on_fault(on: &RetryOn, kind: Kind, sent: Sent) -> bool {
         Kind::ConnectRefused | Kind::ConnectUnreachable | Kind::ConnectTimeout => {
             on_any || on.connect_failure || on.reset_before_request
         }
+        Kind::StreamRefused => on_any || on.refused_stream || on.reset_before_request,
         Kind::SendReset
         | Kind::ResponseReset
         | Kind::ResponseClosed

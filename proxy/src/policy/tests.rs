@@ -354,7 +354,8 @@ fn work_is_never_doubled() {
                     assert!(attempt.body_replayable && !attempt.response_started, "{attempt:?} {kind:?}");
                 }
                 if decision == Decision::Replay {
-                    assert!(attempt.on_reused && !attempt.replayed, "{attempt:?} {kind:?}");
+                    let is_lost = attempt.on_reused || kind == Kind::StreamRefused;
+                    assert!(is_lost && !attempt.replayed, "{attempt:?} {kind:?}");
                 }
                 if is_retry(decision) {
                     assert!(with_policy.is_some(), "{attempt:?} {kind:?}");
