@@ -109,6 +109,8 @@ kinds! {
     RequestTimeout:    Downstream Parse    "request-timeout"    408 Unknown "DT";
     /// An upgrade or CONNECT that no configuration grants.
     UpgradeRefused:    Downstream Route    "upgrade-refused"    403 Never   "";
+    /// The time that a call of gRPC was given by its caller ran out.
+    CallTimeout:       Downstream Response "call-timeout"     408 Unknown "UT";
     /// The downstream went away before its answer.
     Gone:              Downstream Response "gone"               0   Unknown "DC";
     /// No route matches.
@@ -137,6 +139,8 @@ kinds! {
     NoEndpoint:        Local      Balance  "no-endpoint"        503 Safe    "UH";
     /// Something that cannot happen did; a bug.
     Internal:          Local      Response "internal"           500 Unknown "";
+    /// A stream lived as long as its route lets it.
+    StreamOverAge:     Local      Response "over-age"         504 Unknown "UMSDR";
     /// The endpoint refused the connection.
     ConnectRefused:    Upstream   Connect  "refused"            503 Safe    "UF";
     /// The endpoint cannot be reached.

@@ -108,7 +108,9 @@ impl GrpcCode {
             Kind::BadCoding | Kind::NoRoute => Self::Unimplemented,
             Kind::BadVersion | Kind::BadExpectation | Kind::DirectResponse | Kind::Redirect => Self::Unknown,
             Kind::HeadTooLarge => Self::ResourceExhausted,
-            Kind::HeadTimeout | Kind::RequestTimeout | Kind::RouteTimeout => Self::DeadlineExceeded,
+            Kind::HeadTimeout | Kind::RequestTimeout | Kind::RouteTimeout | Kind::CallTimeout | Kind::StreamOverAge => {
+                Self::DeadlineExceeded
+            }
             Kind::UpgradeRefused => Self::PermissionDenied,
             Kind::Gone | Kind::RelayGone => Self::Cancelled,
             Kind::NoCluster
@@ -200,7 +202,9 @@ mod tests {
                 ("head-too-large", "RESOURCE_EXHAUSTED"),
                 ("head-timeout", "DEADLINE_EXCEEDED"),
                 ("request-timeout", "DEADLINE_EXCEEDED"),
+                ("call-timeout", "DEADLINE_EXCEEDED"),
                 ("internal", "INTERNAL"),
+                ("over-age", "DEADLINE_EXCEEDED"),
                 ("timeout", "DEADLINE_EXCEEDED"),
             ]
         );

@@ -106,8 +106,9 @@ impl Downstream {
         let (source, mut presence) = client.halves();
         let result = {
             let (sink, mut awaited) = upstream.halves();
-            let Forwarding { body, replay, outgoing, .. } = &mut *forwarding;
-            let mut pump = Pump::new(body, source, sink, *outgoing).kept_in(replay.as_mut());
+            let Forwarding { body, replay, outgoing, call, .. } = &mut *forwarding;
+            let meter = call.as_mut().map(|call| &mut call.request);
+            let mut pump = Pump::new(body, source, sink, *outgoing).kept_in(replay.as_mut()).metered(meter);
             let polled = poll_fn(|cx| {
                 if !uploaded {
                     let moved = pump.moved();
@@ -127,6 +128,7 @@ impl Downstream {
                         timing.request_ended(deadlines);
                     }
                 }
+                presence.pass_interim(&mut awaited, cx);
                 if let Poll::Ready(answer) = awaited.poll(response_table, cx) {
                     return Poll::Ready(answer.map_err(Broke::Upstream));
                 }
@@ -149,6 +151,8 @@ impl Downstream {
                 status: head.view(response_table).status(),
                 upstream,
                 head,
+                code: None,
+                body: None,
                 uploaded: uploaded && !upload_broke,
                 endpoint,
                 in_flight,

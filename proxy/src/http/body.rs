@@ -37,6 +37,8 @@ pub(super) struct Body {
     pub(super) is_pipeless: bool,
     /// Taken, and not yet within the window of whoever gets it.
     pub(super) held: Option<Chunk>,
+    /// A piece that was looked at before it was due.
+    peeked: Option<Box<Result<Piece, BodyFault>>>,
     /// What a body of HTTP/1 ended with.
     trailers: Option<Box<HeaderMap>>,
 }
@@ -96,7 +98,15 @@ impl Body {
     }
 
     fn of(framing: Framing) -> Self {
-        Self { framing, end_queued: false, splicing: None, is_pipeless: false, held: None, trailers: None }
+        Self {
+            framing,
+            end_queued: false,
+            splicing: None,
+            is_pipeless: false,
+            held: None,
+            peeked: None,
+            trailers: None,
+        }
     }
 
     /// Bytes that it has yet to bring, where that is known before they come.
@@ -134,6 +144,9 @@ impl Body {
         source: &mut Source<'_>,
         cx: &mut Context<'_>,
     ) -> Poll<Result<Piece, BodyFault>> {
+        if let Some(peeked) = self.peeked.take() {
+            return Poll::Ready(*peeked);
+        }
         match source {
             Source::Http1 { input, stream } => self.poll_bytes(input, stream, cx).map_ok(|bytes| match bytes {
                 Some(bytes) => Piece::Bytes(Chunk::Received(bytes)),
@@ -141,6 +154,17 @@ impl Body {
             }),
             Source::Http2(recv) => self.poll_frame(recv, cx),
         }
+    }
+
+    /// Looks at the next piece if it is there already; it stays the next.
+    pub(super) fn peek(&mut self, source: &mut Source<'_>, cx: &mut Context<'_>) -> Option<&Result<Piece, BodyFault>> {
+        let Poll::Ready(piece) = self.poll_piece(source, cx) else { return None };
+        Some(self.peeked.insert(Box::new(piece)))
+    }
+
+    /// Nothing of it is left to pass on.
+    pub(super) fn is_over(&self) -> bool {
+        self.is_done() && self.peeked.is_none()
     }
 
     /// The next bytes, from `input` first, then from the socket; `None` at the end.
@@ -225,7 +249,7 @@ impl Body {
 
     /// True when trailers came that were not taken yet.
     pub(super) fn has_trailers(&self) -> bool {
-        self.trailers.is_some()
+        self.trailers.is_some() || self.peeked.is_some()
     }
 
     /// The trailers that an HTTP/1 body ended with, where they were wanted.

@@ -24,8 +24,15 @@ pub(super) struct Deadlines {
 }
 
 /// What happens at a point in time. Of those at the same point the first here counts.
-const BOUNDS: [Kind; 5] =
-    [Kind::HeadTimeout, Kind::RequestTimeout, Kind::RouteTimeout, Kind::PerTryTimeout, Kind::StreamIdle];
+const BOUNDS: [Kind; 7] = [
+    Kind::HeadTimeout,
+    Kind::RequestTimeout,
+    Kind::CallTimeout,
+    Kind::RouteTimeout,
+    Kind::PerTryTimeout,
+    Kind::StreamOverAge,
+    Kind::StreamIdle,
+];
 
 impl Deadlines {
     /// Nothing bound yet.

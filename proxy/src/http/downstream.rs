@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::Context;
+use std::task::{Context, Poll};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -16,6 +16,7 @@ use super::body::Source;
 use super::deadline::Deadlines;
 use super::inlet::Inlet;
 use super::pump::{Pump, Sink};
+use super::upstream::Awaited;
 use super::workspace::Lease;
 use crate::config::{HttpConnectionConfig, ListenerName};
 use crate::drain::Watch;
@@ -127,6 +128,15 @@ pub(super) enum Presence<'a> {
 }
 
 impl Presence<'_> {
+    /// Passes interim heads on, where both sides speak HTTP/2 (RFC 9110 §15.2).
+    pub(super) fn pass_interim(&mut self, awaited: &mut Awaited<'_>, cx: &mut Context<'_>) {
+        let Self::Http2(respond) = self else { return };
+        while let Poll::Ready(interim) = awaited.poll_interim(cx) {
+            // A client that has gone is noticed elsewhere.
+            let _ = respond.send_informational(interim);
+        }
+    }
+
     /// True when it has. `is_whole`: all of its request was taken, so that nothing of it is awaited.
     pub(super) fn is_gone(&mut self, is_whole: bool, upload: &mut Pump<'_>, cx: &mut Context<'_>) -> bool {
         match self {

@@ -14,6 +14,7 @@ use std::time::Instant;
 use http::request;
 use outrigger_reactor::{now, timeout};
 
+use super::call::CallForm;
 use super::downstream::{After, Client, Downstream};
 use super::head::{FramedHead, HeadView, HttpVersion, Request};
 use super::http1_server::{ANSWER_TIMEOUT, Received};
@@ -40,6 +41,8 @@ pub(super) struct Matched<'a> {
     live: &'a LiveRoute,
     pub(super) cell: &'a RouteCell,
     pub(super) request: HeadView<'a>,
+    /// When its first byte was seen.
+    pub(super) began: Instant,
 }
 
 /// How an exchange ended.
@@ -113,6 +116,7 @@ impl Downstream {
             may_keep,
             is_head: head.method() == b"HEAD",
             version: head.version(),
+            call: CallForm::of(head, http.grpc_web),
         };
         let normal = precondition(http, head).and_then(|()| match head.path() {
             // CONNECT has none.
@@ -144,12 +148,12 @@ impl Downstream {
         let Some(live) = routes.live(&worker, host_index, route_index) else {
             return self.refuse_unmatched(Kind::Internal, &answering).await;
         };
-        let matched = Matched { view, listener, http, routes, host, route, live, cell: &live.cell, request };
-        self.measure(&matched, began, &answering).await
+        let matched = Matched { view, listener, http, routes, host, route, live, cell: &live.cell, request, began };
+        self.measure(&matched, &answering).await
     }
 
     /// Runs a matched request and counts how it went.
-    async fn measure(&mut self, matched: &Matched<'_>, began: Instant, answering: &Answering<'_>) -> After {
+    async fn measure(&mut self, matched: &Matched<'_>, answering: &Answering<'_>) -> After {
         let cell = matched.cell;
         cell.requests.add_one();
         cell.active.add(1);
@@ -157,7 +161,7 @@ impl Downstream {
         let outcome = self.act(matched, answering).await;
         drop(active);
         cell.by_class[usize::from(outcome.status / 100).min(5)].add_one();
-        let elapsed = now().saturating_duration_since(began);
+        let elapsed = now().saturating_duration_since(matched.began);
         cell.latency.record(u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX));
         outcome.after
     }

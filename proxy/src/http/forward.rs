@@ -18,7 +18,8 @@ use std::time::Duration;
 
 use outrigger_reactor::{now, sleep};
 
-use super::body::{Body, Replay};
+use super::body::{Body, Piece, Replay};
+use super::call::{Call, CallForm, code_in};
 use super::downstream::{After, Client, Downstream};
 use super::exchange::{Matched, Outcome};
 use super::head::Request;
@@ -27,7 +28,8 @@ use super::respond::{self, Answering};
 use super::upstream::{AnswerHead, Upstream, is_framed};
 use crate::config::{ForwardAction, HeaderEdits};
 use crate::fault::{Fault, Kind, Retry, Side};
-use crate::http1::BodyLength;
+use crate::grpc::GrpcCode;
+use crate::http1::{BodyLength, ResponseTable};
 use crate::policy::{self, Attempt, Decision, Sent, Slot, Verdict};
 use crate::route::{Chosen, choose_cluster};
 use crate::stats::SuppressReason;
@@ -49,6 +51,8 @@ pub(super) struct Forwarding<'a> {
     pub(super) is_framed: bool,
     /// What the stream or connection is to become.
     pub(super) upgrade: Option<&'a [u8]>,
+    /// What it is beside, if it is a call of gRPC.
+    pub(super) call: Option<Box<Call>>,
     pub(super) replay: Option<Replay>,
     /// Endpoint of the last try.
     picked: Option<usize>,
@@ -76,11 +80,43 @@ pub(super) struct Answered {
     /// The response head; its table is in [`Downstream::response_table`].
     pub(super) head: AnswerHead,
     pub(super) status: u16,
+    /// The code of a call that ended before any message of its answer.
+    pub(super) code: Option<GrpcCode>,
+    /// Its body, where that had to be looked at before it goes on.
+    pub(super) body: Option<Body>,
     /// The whole request was sent.
     pub(super) uploaded: bool,
     pub(super) endpoint: usize,
     /// Counts the try until its answer is passed on.
     pub(super) in_flight: Option<InFlight>,
+}
+
+impl Answered {
+    /// Finds how a call ended if it has ended already: in its head, or in trailers that came with it. It waits for nothing:
+    /// the client may need the head to go on.
+    async fn look_for_code(&mut self, call: &mut Call, table: &ResponseTable) {
+        let AnswerHead::Http2(parts, is_whole) = &self.head else {
+            self.code = self.head.view(table).header("grpc-status").map(GrpcCode::parse);
+            return;
+        };
+        self.code = code_in(&parts.headers);
+        if self.code.is_none() && !is_whole && self.status == 200 {
+            let mut body = Body::framed(false);
+            if let Some((_, mut source)) = self.upstream.bodies() {
+                self.code = poll_fn(|cx| {
+                    Poll::Ready(match body.peek(&mut source, cx) {
+                        Some(Ok(Piece::End(Some(trailers)))) => code_in(trailers),
+                        _ => None,
+                    })
+                })
+                .await;
+            }
+            self.body = Some(body);
+        }
+        if let Some(code) = self.code {
+            call.end(code);
+        }
+    }
 }
 
 /// A try that gave no answer.
@@ -126,7 +162,12 @@ impl Downstream {
         };
         let _admitted = match self.admit_to_cluster(&cluster, matched) {
             Ok(admitted) => admitted,
-            Err(fault) => return self.refuse_matched(fault, matched, answering).await,
+            Err(fault) => {
+                if answering.call.is_some() {
+                    cluster.called(matched.request.path, &Call::refused(&fault), &self.worker);
+                }
+                return self.refuse_matched(fault, matched, answering).await;
+            }
         };
         let head = matched.request.head;
         let upgrade = head.upgrade();
@@ -143,12 +184,14 @@ impl Downstream {
             choice_response_edits: weighted.map(|choice| &choice.response_edits),
             body: self.request_body(length, is_framed, matched),
             outgoing: match length {
+                BodyLength::Length(_) if matches!(answering.call, Some(CallForm::Web { .. })) => Outgoing::Chunked,
                 BodyLength::Chunked if matched.http.http1_trailers => Outgoing::ChunkedWithTrailers,
                 BodyLength::Chunked => Outgoing::Chunked,
                 BodyLength::Empty | BodyLength::Length(_) | BodyLength::UntilClose => Outgoing::Plain,
             },
             is_framed,
             upgrade,
+            call: answering.call.map(|form| Box::new(Call::new(form, head, matched.began, action.grpc_timeout_max))),
             replay: (may_retry && !length.is_empty()).then(|| Replay::within(self.worker.spare.take(), length)),
             picked: None,
             tried: Vec::new(),
@@ -160,6 +203,9 @@ impl Downstream {
         };
         self.set_deadlines(&forwarding);
         let outcome = self.try_until_answered(&mut forwarding, answering).await;
+        if let Some(call) = &forwarding.call {
+            cluster.called(matched.request.path, &call.count(), &self.worker);
+        }
         if let Some(replay) = forwarding.replay.take() {
             self.worker.spare.give(replay.into_memory());
         }
@@ -203,6 +249,12 @@ impl Downstream {
             Some(span) => Some(span),
             None => http.stream_idle_timeout,
         });
+        if let Some(deadline) = forwarding.call.as_ref().and_then(|call| call.deadline) {
+            self.deadlines.set(Kind::CallTimeout, Some(deadline));
+        }
+        if let Some(span) = forwarding.action.max_stream_duration {
+            self.deadlines.set(Kind::StreamOverAge, forwarding.matched.began.checked_add(span));
+        }
         if forwarding.body.is_done() {
             self.start_route_timeout(forwarding.action);
         } else {
@@ -235,6 +287,7 @@ impl Downstream {
                     }
                     if let Some(kind) = self.wait_to_retry(backoff).await {
                         let fault = Fault::new(kind).with_cluster(forwarding.cluster.name().clone());
+                        fail_call(forwarding, &fault);
                         return self.refuse_matched(fault, forwarding.matched, &close(answering, forwarding)).await;
                     }
                     continue;
@@ -256,6 +309,7 @@ impl Downstream {
                 }
                 Err(failed) => {
                     let fault = failed.fault.with_cluster(forwarding.cluster.name().clone());
+                    fail_call(forwarding, &fault);
                     self.refuse_matched(fault, forwarding.matched, &close(answering, forwarding)).await
                 }
             };
@@ -279,11 +333,15 @@ impl Downstream {
             Err(failed) => Err(failed),
         };
         self.deadlines.set(Kind::PerTryTimeout, None);
+        let mut result = result;
+        if let (Ok(answered), Some(call)) = (&mut result, &mut forwarding.call) {
+            answered.look_for_code(call, &self.response_table).await;
+        }
         match &result {
             Ok(answered) => {
                 let elapsed = now().saturating_duration_since(began).as_micros();
                 cluster.cell.latency.record(u64::try_from(elapsed).unwrap_or(u64::MAX));
-                cluster.answered(pick.index, answered.status, &self.worker);
+                self.answered(forwarding, answered);
             }
             // A kept connection that the endpoint had closed says nothing about the endpoint.
             Err(failed) if failed.on_reused && failed.is_loss() => cluster.cell.faults.add_one(failed.fault.kind),
@@ -292,15 +350,30 @@ impl Downstream {
         result
     }
 
+    /// Tells the cluster of an answer. A call whose code is still to come is judged by it, later.
+    fn answered(&self, forwarding: &Forwarding<'_>, answered: &Answered) {
+        let Answered { endpoint, status, .. } = *answered;
+        match (&forwarding.call, answered.code) {
+            (Some(_), Some(code)) => forwarding.cluster.answered_call(endpoint, status, code, &self.worker),
+            (Some(_), None) if status == 200 => forwarding.cluster.cell.by_class[2].add_one(),
+            (Some(_) | None, _) => forwarding.cluster.answered(endpoint, status, &self.worker),
+        }
+    }
+
     fn judge_answer(&mut self, forwarding: &mut Forwarding<'_>, answered: &Answered) -> Decision {
         let view = answered.head.view(&self.response_table);
-        let has_header = |name: &str| view.has_header(name);
-        let retry = forwarding.action.retry.as_deref();
-        if !retry.is_some_and(|retry| policy::asks_on_answer(retry, answered.status, &has_header)) {
-            return Decision::Pass;
-        }
+        let has_header = |name: &str| view.header(name).is_some();
+        let Some(retry) = forwarding.action.retry.as_deref() else { return Decision::Pass };
+        let status = answered.status;
+        let outcome = match answered.code {
+            Some(code) if policy::asks_on_grpc(retry, code) => policy::Outcome::Grpc(code),
+            _ if policy::asks_on_answer(retry, status, &has_header) => {
+                policy::Outcome::Status { status, has_header: &has_header }
+            }
+            _ => return Decision::Pass,
+        };
+        let retry = Some(retry);
         let attempt = self.attempt(forwarding, Sent::Maybe, false);
-        let outcome = policy::Outcome::Status { status: answered.status, has_header: &has_header };
         let decision = policy::decide(retry, &attempt, &outcome, &self.worker.chance);
         within_budget(forwarding, decision)
     }
@@ -371,6 +444,13 @@ impl Downstream {
             deadlines.poll_passed(cx).map(Some)
         })
         .await
+    }
+}
+
+/// Notes how a call ends that this proxy answers.
+fn fail_call(forwarding: &mut Forwarding<'_>, fault: &Fault) {
+    if let Some(call) = &mut forwarding.call {
+        call.fail(GrpcCode::of_fault(fault));
     }
 }
 

@@ -270,11 +270,11 @@ impl Response<'_> {
         }
     }
 
-    /// True when it has a header of that lower-case name.
-    pub(super) fn has_header(self, name: &str) -> bool {
+    /// First value of a header; `name` in lower case.
+    pub(super) fn header(&self, name: &str) -> Option<&[u8]> {
         match self {
-            Self::Http1(head) => head.header(name.as_bytes()).is_some(),
-            Self::Http2 { parts, .. } => parts.headers.contains_key(name),
+            Self::Http1(head) => head.header(name.as_bytes()),
+            Self::Http2 { parts, .. } => parts.headers.get(name).map(|value| value.as_bytes()),
         }
     }
 
@@ -282,7 +282,10 @@ impl Response<'_> {
     pub(super) fn body(self, method: &[u8]) -> BodyLength {
         match self {
             Self::Http1(head) => head.body(method),
-            Self::Http2 { is_whole: true, .. } => BodyLength::Empty,
+            Self::Http2 { parts, is_whole: true } => {
+                let has_none = method == b"HEAD" || matches!(parts.status.as_u16(), 204 | 304);
+                if has_none { BodyLength::Empty } else { BodyLength::Length(0) }
+            }
             Self::Http2 { parts, .. } => length(&parts.headers).map_or(BodyLength::Chunked, BodyLength::Length),
         }
     }

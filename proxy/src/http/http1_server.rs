@@ -201,6 +201,7 @@ impl Downstream {
             may_keep: false,
             is_head: false,
             version: HttpVersion::Http11,
+            call: None,
         };
         if let (Client::Http1(connection), Answer::Bytes { bytes, .. }) =
             (&self.client, respond::refusal(&fault, &answering))

@@ -18,6 +18,7 @@
 mod answer;
 mod attempt;
 mod body;
+mod call;
 mod deadline;
 mod downstream;
 mod exchange;

@@ -18,6 +18,7 @@ use http::HeaderMap;
 use outrigger_reactor::{Buf, Splice, SpliceFault, Spliced, TcpStream};
 
 use super::body::{Body, BodyFault, Piece, Replay, Source};
+use super::call::Meter;
 use crate::http1::chunk::{CHUNK_END, LAST_CHUNK, write_chunk_header, write_last_chunk};
 use crate::http2::Chunk;
 
@@ -57,8 +58,17 @@ pub(super) struct Pump<'a> {
     outgoing: Outgoing,
     /// What keeps it for another try.
     replay: Option<&'a mut Replay>,
+    /// What sees the body of a call.
+    meter: Option<&'a mut Meter>,
     /// Body bytes moved, but for those that a splice in hand has delivered.
     passed: u64,
+}
+
+/// What goes on for a piece that came.
+struct Metered {
+    bytes: Option<Chunk>,
+    /// The end of the body, and its trailers.
+    end: Option<Option<HeaderMap>>,
 }
 
 /// Why a body stopped moving.
@@ -73,12 +83,18 @@ pub(super) enum PumpFault {
 impl<'a> Pump<'a> {
     /// A pump at its start.
     pub(super) fn new(body: &'a mut Body, source: Source<'a>, sink: Sink<'a>, outgoing: Outgoing) -> Self {
-        Self { body, source, sink, outgoing, replay: None, passed: 0 }
+        Self { body, source, sink, outgoing, replay: None, meter: None, passed: 0 }
     }
 
     /// Keeps what passes, for another try.
     pub(super) fn kept_in(mut self, replay: Option<&'a mut Replay>) -> Self {
         self.replay = replay;
+        self
+    }
+
+    /// Shows what passes to the meter of a call.
+    pub(super) fn metered(mut self, meter: Option<&'a mut Meter>) -> Self {
+        self.meter = meter;
         self
     }
 
@@ -129,7 +145,7 @@ impl<'a> Pump<'a> {
     /// Moves what can be moved; ready when the last byte was handed over to be sent.
     pub(super) fn poll_moved(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), PumpFault>> {
         match (&self.source, &self.sink) {
-            (Source::Http1 { stream: from, .. }, Sink::Http1(to)) => {
+            (Source::Http1 { stream: from, .. }, Sink::Http1(to)) if self.meter.is_none() => {
                 let (from, to) = (*from, *to);
                 self.poll_bytes(from, to, cx)
             }
@@ -195,12 +211,14 @@ impl<'a> Pump<'a> {
         loop {
             let mut starved = false;
             while !self.body.end_queued && !starved && to.queued_bytes() < HIGH_WATER {
-                match self.body.poll_piece(&mut self.source, cx) {
+                match self.poll_metered(cx) {
                     Poll::Pending => starved = true,
-                    Poll::Ready(Ok(Piece::Bytes(bytes))) => self.pass(bytes.into_buf(), to),
-                    Poll::Ready(Ok(Piece::End(trailers))) => {
-                        self.body.end_queued = true;
-                        self.queue_end(trailers.as_ref(), to);
+                    Poll::Ready(Ok(Metered { bytes, end })) => {
+                        bytes.into_iter().for_each(|bytes| self.pass(bytes.into_buf(), to));
+                        if let Some(trailers) = end {
+                            self.body.end_queued = true;
+                            self.queue_end(trailers.as_ref(), to);
+                        }
                     }
                     Poll::Ready(Err(fault)) => return Poll::Ready(Err(PumpFault::Source(fault))),
                 }
@@ -225,31 +243,56 @@ impl<'a> Pump<'a> {
             if self.body.end_queued {
                 return Poll::Ready(Ok(()));
             }
-            let piece = match self.body.poll_piece(&mut self.source, cx) {
+            let Metered { bytes, end } = match self.poll_metered(cx) {
                 Poll::Pending => return Poll::Pending,
-                Poll::Ready(Ok(piece)) => piece,
+                Poll::Ready(Ok(metered)) => metered,
                 Poll::Ready(Err(fault)) => return Poll::Ready(Err(PumpFault::Source(fault))),
             };
-            match piece {
-                Piece::Bytes(bytes) => {
-                    if let Some(replay) = &mut self.replay {
-                        replay.keep(bytes.as_ref());
-                    }
-                    self.passed += bytes.len() as u64;
-                    self.body.held = Some(bytes);
+            if let Some(bytes) = bytes {
+                if let Some(replay) = &mut self.replay {
+                    replay.keep(bytes.as_ref());
                 }
-                Piece::End(trailers) => {
-                    let trailers = trailers.or_else(|| self.body.take_trailers());
-                    let Sink::Http2(send) = &mut self.sink else { return Poll::Ready(Err(PumpFault::Sink)) };
-                    let sent = match trailers {
-                        Some(trailers) => send.send_trailers(trailers),
-                        None => send.send_data(Chunk::Received(Buf::new()), true),
-                    };
-                    self.body.end_queued = true;
-                    return Poll::Ready(sent.map_err(|_| PumpFault::Sink));
-                }
+                self.passed += bytes.len() as u64;
+                self.body.held = Some(bytes);
+            }
+            let Some(trailers) = end else { continue };
+            match self.poll_held(cx) {
+                Poll::Ready(Ok(())) => {}
+                other => return other,
+            }
+            if !self.body.end_queued {
+                let Sink::Http2(send) = &mut self.sink else { return Poll::Ready(Err(PumpFault::Sink)) };
+                let sent = match trailers {
+                    Some(trailers) => send.send_trailers(trailers),
+                    None => send.send_data(Chunk::Received(Buf::new()), true),
+                };
+                self.body.end_queued = true;
+                return Poll::Ready(sent.map_err(|_| PumpFault::Sink));
             }
         }
+    }
+
+    /// The next piece, as the meter of a call lets it pass.
+    fn poll_metered(&mut self, cx: &mut Context<'_>) -> Poll<Result<Metered, BodyFault>> {
+        let piece = match self.body.poll_piece(&mut self.source, cx) {
+            Poll::Pending => return Poll::Pending,
+            Poll::Ready(Ok(piece)) => piece,
+            Poll::Ready(Err(fault)) => return Poll::Ready(Err(fault)),
+        };
+        let passed = match (piece, &mut self.meter) {
+            (Piece::Bytes(bytes), None) => Some(Metered { bytes: Some(bytes), end: None }),
+            (Piece::Bytes(bytes), Some(meter)) => {
+                meter.pass(bytes).map(|bytes| Metered { bytes: Some(bytes), end: None })
+            }
+            (Piece::End(trailers), meter) => {
+                let trailers = trailers.or_else(|| self.body.take_trailers());
+                match meter {
+                    None => Some(Metered { bytes: None, end: Some(trailers) }),
+                    Some(meter) => meter.end(trailers).map(|(bytes, end)| Metered { bytes, end: Some(end) }),
+                }
+            }
+        };
+        Poll::Ready(passed.ok_or(BodyFault::Malformed))
     }
 
     /// Sends the held piece as far as the window has room; ready when none is left.
@@ -285,6 +328,7 @@ impl<'a> Pump<'a> {
         let worth = if self.body.splicing.is_some() { 1 } else { SPLICE_FROM };
         let Source::Http1 { input, .. } = &self.source else { return false };
         self.body.left().is_some_and(|left| left >= worth)
+            && self.meter.is_none()
             && matches!(self.outgoing, Outgoing::Plain)
             && self.replay.as_ref().is_none_or(|replay| replay.is_given_up())
             && !self.body.is_pipeless

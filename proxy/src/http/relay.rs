@@ -19,7 +19,8 @@ use super::head::{HttpVersion, Response};
 use super::pump::{Outgoing, Pump, PumpFault};
 use super::respond::{self, Answering};
 use super::upstream::Upstream;
-use crate::fault::Kind;
+use crate::fault::{Fault, Kind};
+use crate::grpc::GrpcCode;
 use crate::http1::BodyLength;
 
 /// How the two bodies of an exchange came to their end.
@@ -53,7 +54,7 @@ impl Downstream {
         let status = answered.status;
         let passage = match forwarding.upgrade {
             Some(_) if is_switched(head) => self.pass_switch(forwarding, &answered),
-            _ => self.pass_head(forwarding, &answered, length, answering),
+            _ => self.pass_head(forwarding, &mut answered, length, answering),
         };
         let Some(passage) = passage else {
             forwarding.matched.cell.faults.add_one(Kind::Gone);
@@ -63,6 +64,7 @@ impl Downstream {
         let relayed = self.relay_bodies(forwarding, &mut answered, passage).await;
         drop(answered.in_flight.take());
         let whole_request = forwarding.body.is_done() && answered.uploaded;
+        self.end_call(forwarding, &answered, &relayed);
         match relayed {
             Relayed::Whole => {
                 if let Upstream::Http1 { connection, answer } = answered.upstream
@@ -90,11 +92,30 @@ impl Downstream {
         }
     }
 
+    /// Notes how a call of gRPC ended, and judges its endpoint by that where the head of its answer did not tell.
+    fn end_call(&self, forwarding: &mut Forwarding<'_>, answered: &Answered, relayed: &Relayed) {
+        let Some(call) = &mut forwarding.call else { return };
+        match relayed {
+            Relayed::DownstreamBroke => call.fail(GrpcCode::of_fault(&Fault::new(Kind::Gone))),
+            Relayed::UpstreamBroke(kind, _) => call.fail(GrpcCode::of_fault(&Fault::new(*kind))),
+            Relayed::Whole if answered.code.is_some() => {}
+            Relayed::Whole => {
+                let untold =
+                    if answered.status == 200 { GrpcCode::Unknown } else { GrpcCode::of_http(answered.status) };
+                let code = call.code().unwrap_or(untold);
+                call.end(code);
+                if answered.status == 200 {
+                    forwarding.cluster.ended_call(answered.endpoint, code, &self.worker);
+                }
+            }
+        }
+    }
+
     /// Passes the head of an ordinary answer on; `None` when the client is gone.
     fn pass_head(
         &mut self,
         forwarding: &Forwarding<'_>,
-        answered: &Answered,
+        answered: &mut Answered,
         length: BodyLength,
         answering: &Answering<'_>,
     ) -> Option<Passage> {
@@ -115,13 +136,13 @@ impl Downstream {
                     true => Outgoing::Chunked,
                     false => Outgoing::Plain,
                 };
-                let body = answered.head.body(length, wants_trailers);
+                let body = answered.body.take().unwrap_or_else(|| answered.head.body(length, wants_trailers));
                 Some(Passage { body, outgoing, keep, is_tunnel: false })
             }
             Client::Http2(stream) => {
                 let response = respond::relayed_response(head, length, &self.worker, forwarding);
-                let mut body = answered.head.body(length, true);
-                body.end_queued = body.is_done();
+                let mut body = answered.body.take().unwrap_or_else(|| answered.head.body(length, true));
+                body.end_queued = body.is_over();
                 stream.send = Some(stream.respond.send_response(response, body.end_queued).ok()?);
                 Some(Passage { body, outgoing: Outgoing::Plain, keep: true, is_tunnel: false })
             }
@@ -163,8 +184,12 @@ impl Downstream {
         else {
             return Relayed::DownstreamBroke;
         };
-        let mut download = Pump::new(&mut body, response, client_sink, outgoing);
-        let mut upload = Pump::new(&mut forwarding.body, request, upstream_sink, forwarding.outgoing);
+        let (asked, answered) = match forwarding.call.as_deref_mut().filter(|_| !is_tunnel) {
+            Some(call) => (Some(&mut call.request), Some(&mut call.answer)),
+            None => (None, None),
+        };
+        let mut download = Pump::new(&mut body, response, client_sink, outgoing).metered(answered);
+        let mut upload = Pump::new(&mut forwarding.body, request, upstream_sink, forwarding.outgoing).metered(asked);
         let cell = forwarding.matched.cell;
         let mut upload_over = *uploaded && !is_tunnel;
         let mut download_over = false;

@@ -14,12 +14,14 @@ use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderName, Method, StatusCode, Uri};
 use outrigger_reactor::Buf;
 
+use super::call::CallForm;
 use super::exchange::Matched;
 use super::forward::Forwarding;
 use super::head::{HttpVersion, Request, Response};
 use super::upgrade;
 use crate::config::{HeaderEdits, HttpConnectionConfig, Redirect};
 use crate::fault::{Fault, Kind};
+use crate::grpc::{self, GrpcCode};
 use crate::http1::edit::{self, MapHead};
 use crate::http1::{
     BodyLength, Connection, LocalResponse, RequestEdits, ResponseEdits, Trust, write_local_response,
@@ -43,12 +45,23 @@ pub(super) struct Answering<'a> {
     pub(super) is_head: bool,
     /// The request's version: HTTP/1.0 must be told that a connection is kept.
     pub(super) version: HttpVersion,
+    /// The request is a call of gRPC.
+    pub(super) call: Option<CallForm>,
 }
 
 impl<'a> Answering<'a> {
     /// Of a request on a stream of HTTP/2.
     pub(super) fn framed(worker: &'a Rc<Worker>, http: &'a HttpConnectionConfig, epoch: u64) -> Self {
-        Self { worker, http, epoch, keep: true, may_keep: true, is_head: false, version: HttpVersion::Http2 }
+        Self {
+            worker,
+            http,
+            epoch,
+            keep: true,
+            may_keep: true,
+            is_head: false,
+            version: HttpVersion::Http2,
+            call: None,
+        }
     }
 }
 
@@ -63,6 +76,9 @@ pub(super) enum Answer {
 
 /// The answer to a fault.
 pub(super) fn refusal(fault: &Fault, answering: &Answering<'_>) -> Answer {
+    if let Some(form) = answering.call {
+        return called(fault, form, answering);
+    }
     let header = fault.header(answering.epoch);
     // Who is limited is told when to come back.
     let extra: &[(&str, &[u8])] = match fault.kind {
@@ -75,8 +91,21 @@ pub(super) fn refusal(fault: &Fault, answering: &Answering<'_>) -> Answer {
 
 /// A fixed answer of a route; `fault` says which route's.
 pub(super) fn direct(fault: &Fault, body: &[u8], answering: &Answering<'_>) -> Answer {
+    if let Some(form) = answering.call {
+        return called(fault, form, answering);
+    }
     let header = fault.header(answering.epoch);
     local(fault.status(), &Content { fault: &header, extra: &[], body }, answering)
+}
+
+/// The answer to a call, in the form that its caller reads.
+fn called(fault: &Fault, form: CallForm, answering: &Answering<'_>) -> Answer {
+    let header = fault.header(answering.epoch);
+    let (mut kind, mut message) = (Vec::new(), Vec::new());
+    form.put_type(b"application/grpc", &mut kind);
+    grpc::answer::put_message(fault.kind.explanation(), &mut message);
+    let extra = grpc::answer::headers(GrpcCode::of_fault(fault), &kind, &message);
+    local(grpc::answer::STATUS, &Content { fault: &header, extra: &extra, body: b"" }, answering)
 }
 
 /// A redirect to `location`; `fault` says which route's.
@@ -119,8 +148,9 @@ fn framed_local(response: &LocalResponse<'_>) -> Answer {
     let headers = head.headers_mut();
     let may_have_body = response.status >= 200 && response.status != 204 && response.status != 304;
     if may_have_body {
-        put(headers, CONTENT_LENGTH, response.body.len().to_string().as_bytes());
+        // The end of the stream says as much of an empty one.
         if !response.body.is_empty() {
+            put(headers, CONTENT_LENGTH, response.body.len().to_string().as_bytes());
             put(headers, CONTENT_TYPE, b"text/plain");
         }
     }
@@ -170,12 +200,13 @@ pub(super) fn forwarded_head(peer: SocketAddr, forwarding: &Forwarding<'_>, work
     let target = upstream_target(matched, forwarding);
     let levels = request_levels(forwarding);
     let edits = request_edits(peer, forwarding, target.as_deref(), &levels);
-    if let (Request::Http1(head), None) = (matched.request.head, forwarding.upgrade) {
+    if let (Request::Http1(head), None, None) = (matched.request.head, forwarding.upgrade, &forwarding.call) {
         return Buf::build(|out| write_request_head(&head, &edits, out));
     }
     let head = matched.request.head;
     let mut headers = map_of(head);
     edit_request(&mut headers, &edits);
+    forwarding.call.iter().for_each(|call| call.edit_request(&mut headers));
     let host = edits.host.unwrap_or_else(|| head.authority());
     let is_connect = forwarding.upgrade == Some(b"connect");
     let mut method = head.method();
@@ -188,8 +219,10 @@ pub(super) fn forwarded_head(peer: SocketAddr, forwarding: &Forwarding<'_>, work
         None => Buf::build(|target| put_path(head.path(), head.query(), target)),
     };
     let target = if is_connect { host } else { &full[..] };
+    let is_translated = forwarding.call.as_ref().is_some_and(|call| call.is_translated());
     let body = match (forwarding.upgrade, head.body()) {
         (Some(_), _) => BodyLength::Empty,
+        (None, BodyLength::Length(_)) if is_translated => BodyLength::Chunked,
         (None, body) => body,
     };
     let upgrade = forwarding.upgrade.filter(|_| !is_connect);
@@ -208,6 +241,7 @@ pub(super) fn forwarded_request(peer: SocketAddr, forwarding: &Forwarding<'_>) -
     *request.version_mut() = http::Version::HTTP_2;
     let mut headers = map_of(head);
     edit_request(&mut headers, &edits);
+    forwarding.call.iter().for_each(|call| call.edit_request(&mut headers));
     headers.remove(HOST);
     let is_connect = forwarding.upgrade == Some(b"connect");
     *request.method_mut() = match head {
@@ -296,13 +330,21 @@ pub(super) fn relayed_head(
     let levels = response_levels(forwarding);
     let edits = response_edits(body, http, &levels, (&date, connection(keep, version)));
     match head {
-        Response::Http1(head) => Buf::build(|out| write_response_head(&head, &edits, out)),
-        Response::Http2 { parts, .. } => {
-            let mut headers = parts.headers.clone();
+        Response::Http1(head) if forwarding.call.is_none() => Buf::build(|out| write_response_head(&head, &edits, out)),
+        head => {
+            let mut headers = response_map_of(head, body);
             edit_response(&mut headers, &edits);
+            forwarding.call.iter().for_each(|call| call.edit_response(&mut headers));
             let map = MapHead { headers: &headers, body, upgrade: None, connection: edits.connection };
-            Buf::build(|out| edit::write_response_map(parts.status.as_u16(), &map, out))
+            Buf::build(|out| edit::write_response_map(head.status(), &map, out))
         }
+    }
+}
+
+fn response_map_of(head: Response<'_>, body: BodyLength) -> HeaderMap {
+    match head {
+        Response::Http1(head) => response_map(&head, body),
+        Response::Http2 { parts, .. } => parts.headers.clone(),
     }
 }
 
@@ -316,11 +358,9 @@ pub(super) fn relayed_response(
     let date = worker.date();
     let levels = response_levels(forwarding);
     let edits = response_edits(body, forwarding.matched.http, &levels, (&date, Connection::Implied));
-    let mut headers = match head {
-        Response::Http1(head) => response_map(&head, body),
-        Response::Http2 { parts, .. } => parts.headers.clone(),
-    };
+    let mut headers = response_map_of(head, body);
     edit_response(&mut headers, &edits);
+    forwarding.call.iter().for_each(|call| call.edit_response(&mut headers));
     let mut response = http::Response::new(());
     *response.status_mut() = StatusCode::from_u16(head.status()).unwrap_or(StatusCode::BAD_GATEWAY);
     *response.headers_mut() = headers;

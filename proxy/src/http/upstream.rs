@@ -15,7 +15,7 @@ use std::task::{Context, Poll};
 
 use h2::client::ResponseFuture;
 use h2::{Reason, RecvStream, SendStream};
-use http::response;
+use http::{StatusCode, response};
 use outrigger_reactor::{Buf, TcpStream};
 
 use super::answer::FinalHead;
@@ -96,6 +96,20 @@ pub(super) enum Awaited<'a> {
 }
 
 impl Awaited<'_> {
+    /// An interim head of HTTP/2, but for `100 Continue`, which the client had from here.
+    pub(super) fn poll_interim(&mut self, cx: &mut Context<'_>) -> Poll<http::Response<()>> {
+        let Self::Http2(response, _) = self else { return Poll::Pending };
+        loop {
+            match response.poll_informational(cx) {
+                Poll::Ready(Some(Ok(interim))) if interim.status() != StatusCode::CONTINUE => {
+                    return Poll::Ready(interim);
+                }
+                Poll::Ready(Some(Ok(_))) => {}
+                Poll::Ready(Some(Err(_)) | None) | Poll::Pending => return Poll::Pending,
+            }
+        }
+    }
+
     /// The final head.
     pub(super) fn poll(&mut self, table: &mut ResponseTable, cx: &mut Context<'_>) -> Poll<Result<AnswerHead, Kind>> {
         match self {

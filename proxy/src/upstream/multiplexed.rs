@@ -72,7 +72,18 @@ impl Multiplexed {
         let io = Io::new(stream, Buf::new(), Guard::of_server());
         let state = io.state();
         let opened = http2::client(config, HEAD_BYTES).handshake(io).await;
-        let (send, connection) = opened.map_err(io::Error::other)?;
+        let (send, mut connection) = opened.map_err(io::Error::other)?;
+        if config.allow_connect {
+            // Whether it takes extended CONNECT is told by its first frame (RFC 8441 §3).
+            let is_over = poll_fn(|cx| match Pin::new(&mut connection).poll(cx) {
+                Poll::Ready(_) => Poll::Ready(true),
+                Poll::Pending if state.received() > 0 => Poll::Ready(false),
+                Poll::Pending => Poll::Pending,
+            });
+            if is_over.await {
+                return Err(io::ErrorKind::ConnectionReset.into());
+            }
+        }
         cell.connections.fetch_add(1, Ordering::Relaxed);
         cluster_cell.connections.add(1);
         let line = Rc::new(Line { is_over: Cell::new(false), cell, cluster_cell });

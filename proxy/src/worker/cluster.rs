@@ -13,6 +13,7 @@ use crate::balance::{Balancer, Ejected, Live, Pick, Record, Ruling, Seen};
 use crate::chance::Chance;
 use crate::config::{ClusterConfig, EndpointSet};
 use crate::fault::Kind;
+use crate::grpc::GrpcCode;
 use crate::policy::TokenBucket;
 use crate::stats::{Call, ClusterCell, EndpointCell, MethodTable};
 use crate::upstream::{ConnectFault, Connection, Endpoint, Lease, Reuse, Slots, connect, connect_multiplexed};
@@ -234,6 +235,20 @@ impl Cluster {
         let counter = if status < 500 { &cell.successes } else { &cell.failures };
         counter.fetch_add(1, Ordering::Relaxed);
         self.judge(endpoint, Seen::Answered(status), worker);
+    }
+
+    /// An endpoint answered a call of gRPC with `status`, and ended it with `code`.
+    pub fn answered_call(&self, endpoint: usize, status: u16, code: GrpcCode, worker: &Worker) {
+        self.cell.by_class[usize::from(status / 100).min(5)].add_one();
+        self.ended_call(endpoint, code, worker);
+    }
+
+    /// A call that an endpoint had begun to answer ended with `code`.
+    pub fn ended_call(&self, endpoint: usize, code: GrpcCode, worker: &Worker) {
+        let Some(cell) = self.endpoints.get(endpoint).map(|endpoint| &endpoint.cell) else { return };
+        let counter = if code.is_failure() { &cell.failures } else { &cell.successes };
+        counter.fetch_add(1, Ordering::Relaxed);
+        self.judge(endpoint, Seen::of_grpc(code), worker);
     }
 
     /// A gRPC call ended: counts it by the method that `path` names. Once a call, whatever tries it took.
