@@ -108,7 +108,7 @@ fn serve(app: &App, stream: &TcpStream) -> io::Result<()> {
     while let Some(head) = message::read_head(&mut reader)? {
         let (method, target, headers) = message::parse_request(&head)?;
         let length = message::body_length(&headers)?.unwrap_or(BodyLength::Known(0));
-        let body = message::read_body(&mut reader, length, &mut Vec::new())?;
+        let (body, _) = message::read_body(&mut reader, length, &mut Vec::new())?;
         let call = Call { method: &method, target: &target, key: headers.first(KEY), body: &body };
         let answer = app.answer(call, &mut sidecar);
         let body = answer.body.to_string();

@@ -14,7 +14,7 @@ use socket2::SockRef;
 use super::message::{self, BodyLength, Headers, show};
 
 /// One answer.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Response {
     /// Its status.
     pub status: u16,
@@ -26,6 +26,8 @@ pub struct Response {
     pub head: Vec<u8>,
     /// Its body on the wire.
     pub body_raw: Vec<u8>,
+    /// Its trailers.
+    pub trailers: Headers,
     /// Statuses of the interim answers before it.
     pub interim: Vec<u16>,
 }
@@ -144,7 +146,8 @@ impl Downstream {
             let is_bare = method == "HEAD" || matches!(response.status, 101 | 204 | 304);
             if !is_bare {
                 let length = message::body_length(&response.headers)?.unwrap_or(BodyLength::UntilClose);
-                response.body = message::read_body(&mut self.stream, length, &mut response.body_raw)?;
+                (response.body, response.trailers) =
+                    message::read_body(&mut self.stream, length, &mut response.body_raw)?;
             }
             return Ok(response);
         }
@@ -155,7 +158,7 @@ impl Downstream {
         let head = message::read_head(&mut self.stream)?
             .ok_or_else(|| io::Error::new(io::ErrorKind::UnexpectedEof, "closed before an answer"))?;
         let (status, _, headers) = message::parse_response(&head)?;
-        Ok(Response { status, headers, body: Vec::new(), head, body_raw: Vec::new(), interim: Vec::new() })
+        Ok(Response { status, headers, head, ..Response::default() })
     }
 
     /// Reads exactly that many bytes.

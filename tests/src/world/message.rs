@@ -103,26 +103,26 @@ pub fn body_length(headers: &Headers) -> io::Result<Option<BodyLength>> {
     }
 }
 
-/// Reads a body of that length; `raw` gets every byte as it was on the wire.
-pub fn read_body(stream: &mut impl BufRead, length: BodyLength, raw: &mut Vec<u8>) -> io::Result<Vec<u8>> {
+/// Reads a body of that length, and its trailers; `raw` gets every byte as it was on the wire.
+pub fn read_body(stream: &mut impl BufRead, length: BodyLength, raw: &mut Vec<u8>) -> io::Result<(Vec<u8>, Headers)> {
     match length {
         BodyLength::Known(length) => {
             let mut body = vec![0; usize::try_from(length).map_err(|_| invalid("a body too large".into()))?];
             stream.read_exact(&mut body)?;
             raw.extend_from_slice(&body);
-            Ok(body)
+            Ok((body, Headers::default()))
         }
         BodyLength::UntilClose => {
             let mut body = Vec::new();
             stream.read_to_end(&mut body)?;
             raw.extend_from_slice(&body);
-            Ok(body)
+            Ok((body, Headers::default()))
         }
         BodyLength::Chunked => read_chunks(stream, raw),
     }
 }
 
-fn read_chunks(stream: &mut impl BufRead, raw: &mut Vec<u8>) -> io::Result<Vec<u8>> {
+fn read_chunks(stream: &mut impl BufRead, raw: &mut Vec<u8>) -> io::Result<(Vec<u8>, Headers)> {
     let mut body = Vec::new();
     loop {
         let line = read_line(stream, raw)?;
@@ -130,8 +130,7 @@ fn read_chunks(stream: &mut impl BufRead, raw: &mut Vec<u8>) -> io::Result<Vec<u
         let size = std::str::from_utf8(size).ok().and_then(|text| usize::from_str_radix(text, 16).ok());
         let size = size.ok_or_else(|| invalid(format!("chunk size {}", show(&line))))?;
         if size == 0 {
-            while !read_line(stream, raw)?.is_empty() {}
-            return Ok(body);
+            return Ok((body, read_trailers(stream, raw)?));
         }
         let start = body.len();
         body.resize(start + size, 0);
@@ -140,6 +139,16 @@ fn read_chunks(stream: &mut impl BufRead, raw: &mut Vec<u8>) -> io::Result<Vec<u
         if !read_line(stream, raw)?.is_empty() {
             return Err(invalid("chunk data longer than its size".into()));
         }
+    }
+}
+
+fn read_trailers(stream: &mut impl BufRead, raw: &mut Vec<u8>) -> io::Result<Headers> {
+    let start = raw.len();
+    while !read_line(stream, raw)?.is_empty() {}
+    let mut fields = [httparse::EMPTY_HEADER; HEADERS_MAX];
+    match httparse::parse_headers(&raw[start..], &mut fields) {
+        Ok(httparse::Status::Complete((_, fields))) => Ok(own_headers(fields)),
+        other => Err(invalid(format!("no trailers: {other:?}: {}", show(&raw[start..])))),
     }
 }
 
@@ -172,7 +181,8 @@ mod tests {
     fn a_chunked_body_is_read_and_its_wire_bytes_are_kept() {
         let wire = b"3\r\nabc\r\n0\r\nX-T: 1\r\n\r\nrest";
         let (mut stream, mut raw) = (&wire[..], Vec::new());
-        assert_eq!(read_body(&mut stream, BodyLength::Chunked, &mut raw).unwrap(), b"abc");
+        let (body, trailers) = read_body(&mut stream, BodyLength::Chunked, &mut raw).unwrap();
+        assert_eq!((body.as_slice(), trailers.all("x-t")), (&b"abc"[..], vec!["1".to_owned()]));
         assert_eq!(raw, &wire[..wire.len() - 4]);
         assert_eq!(stream, b"rest");
     }

@@ -1,6 +1,6 @@
 //! Purpose: the world around a proxy, for tests and for the shop: [`Proxy`] and [`Control`] are built binaries run as
 //! processes; [`Upstream`] is a scripted server behind them, [`OpaqueUpstream`] one of raw bytes; [`Downstream`] is a
-//! client that speaks bytes; [`Load`] is many of those at a rate; [`AdsServer`] pushes whatever a test wants pushed.
+//! client that speaks bytes; [`h2`] has both ends for HTTP/2; [`Envoy`] is a real one; [`Load`] is many of those at a rate; [`AdsServer`] pushes whatever a test wants pushed.
 //!
 //! Shape: everything binds port 0 and tells its address; everything stops when its value is dropped, and a process
 //! also when the thread that started it ends. [`resource`] writes bootstraps and xDS resources as JSON.
@@ -13,6 +13,8 @@ pub mod ads;
 pub mod binary;
 pub mod control;
 pub mod downstream;
+pub mod envoy;
+pub mod h2;
 pub mod load;
 pub mod message;
 pub mod opaque;
@@ -26,6 +28,8 @@ pub mod wait;
 pub use ads::AdsServer;
 pub use control::Control;
 pub use downstream::{Downstream, Response};
+pub use envoy::Envoy;
+pub use h2::{H2Answer, H2Downstream, H2Upstream};
 pub use load::{Load, Tally};
 pub use opaque::OpaqueUpstream;
 pub use proxy::{Io, Proxy, ProxySetup};

@@ -12,6 +12,8 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use super::downstream::{Downstream, Response};
+use super::envoy::{self, Envoy};
+use super::h2::{H2Downstream, LinkSetup};
 use super::process::{Launch, Process};
 use super::scratch::Scratch;
 use super::wait::wait_for;
@@ -99,6 +101,9 @@ impl Proxy {
 
     /// Starts one and waits until it is ready.
     pub fn try_start(label: &str, setup: &ProxySetup) -> io::Result<Self> {
+        if let Ok(program) = std::env::var(envoy::STAND_IN) {
+            return Self::start_envoy(&program, setup);
+        }
         let (mut process, scratch) = Self::spawn(label, setup)?;
         let line = process.wait_line("outrigger-proxy ready ", READY_WITHIN)?;
         let mut listeners = BTreeMap::new();
@@ -112,6 +117,21 @@ impl Proxy {
             }
         }
         Ok(Self { process, listeners, admin, io, _scratch: scratch })
+    }
+
+    /// Starts an Envoy in its place.
+    fn start_envoy(program: &str, setup: &ProxySetup) -> io::Result<Self> {
+        let envoy = Envoy::start(program, &setup.bootstrap)?;
+        let listeners = setup.bootstrap["static_resources"]["listeners"].as_array().cloned().unwrap_or_default();
+        let names = listeners.iter().filter_map(|one| one["name"].as_str());
+        let listeners = names.map(|name| (name.to_owned(), envoy.listener(name))).collect();
+        let (process, admin, scratch) = envoy.into_parts();
+        Ok(Self { process, listeners, admin: Some(admin), io: "envoy".to_owned(), _scratch: scratch })
+    }
+
+    /// Whether it is what it is called, and no stand-in.
+    pub fn is_ours(&self) -> bool {
+        self.io != "envoy"
     }
 
     /// Starts one and does not wait.
@@ -162,6 +182,24 @@ impl Proxy {
     #[track_caller]
     pub fn connect(&self) -> Downstream {
         Downstream::connect(self.listener("main")).expect("the listener accepts")
+    }
+
+    /// A new HTTP/2 connection to its listener `main`.
+    ///
+    /// # Panics
+    /// When it is refused.
+    #[track_caller]
+    pub fn connect_h2(&self) -> H2Downstream {
+        self.connect_h2_with(&LinkSetup::default())
+    }
+
+    /// As above, with settings of its own.
+    ///
+    /// # Panics
+    /// When it is refused.
+    #[track_caller]
+    pub fn connect_h2_with(&self, setup: &LinkSetup) -> H2Downstream {
+        H2Downstream::connect_with(self.listener("main"), setup).expect("the listener accepts")
     }
 
     /// A GET on its listener `main`, on a connection of its own.

@@ -55,6 +55,21 @@ pub fn cluster(name: &str, addresses: &[SocketAddr]) -> Value {
     })
 }
 
+/// The settings that make a cluster's endpoints be spoken to in HTTP/2; `over` is laid over its HTTP/2 options.
+pub fn http2(over: Value) -> Value {
+    json!({ "typed_extension_protocol_options": {
+        "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+            "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+            "explicit_http_config": { "http2_protocol_options": over },
+        },
+    }})
+}
+
+/// As [`cluster`], spoken to in HTTP/2.
+pub fn http2_cluster(name: &str, addresses: &[SocketAddr]) -> Value {
+    merge(cluster(name, addresses), http2(json!({})))
+}
+
 /// A cluster whose endpoints come over ADS.
 pub fn eds_cluster(name: &str) -> Value {
     json!({
@@ -167,15 +182,16 @@ pub fn forwarding(addresses: &[SocketAddr]) -> Value {
     plain(vec![route("/", forward("app"))], vec![cluster("app", addresses)])
 }
 
+/// A bootstrap with one listener `main` that forwards everything to the cluster `app`, with settings of both.
+pub fn forwarding_with(http_over: Value, app: Value) -> Value {
+    let routes = table("main", vec![any_host(vec![route("/", forward("app"))])]);
+    let http = http(merge(json!({ "route_config": routes }), http_over));
+    bootstrap(vec![listener("main", http)], vec![app])
+}
+
 /// A bootstrap that takes everything over ADS from `xds`; `outrigger` is what the node says about itself.
 pub fn dynamic(node: &str, xds: SocketAddr, outrigger: Value) -> Value {
-    let mut xds_cluster = cluster("xds", &[xds]);
-    xds_cluster["typed_extension_protocol_options"] = json!({
-        "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
-            "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
-            "explicit_http_config": { "http2_protocol_options": {} },
-        },
-    });
+    let xds_cluster = http2_cluster("xds", &[xds]);
     json!({
         "node": { "id": node, "cluster": "test", "metadata": { "outrigger": outrigger } },
         "admin": { "address": any_port() },

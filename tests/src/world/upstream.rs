@@ -62,6 +62,8 @@ pub struct Recorded {
     pub body: Vec<u8>,
     /// Its body on the wire.
     pub body_raw: Vec<u8>,
+    /// Its trailers.
+    pub trailers: Headers,
     /// Which connection it came on, from 0.
     pub connection: usize,
     /// Which request of this upstream it is, from 0.
@@ -501,7 +503,7 @@ fn serve_connection(stream: &TcpStream, connection: usize, wire: &Mutex<Vec<u8>>
             gate.pass();
         }
         let length = message::body_length(&request.headers)?.unwrap_or(BodyLength::Known(0));
-        request.body = message::read_body(&mut reader, length, &mut request.body_raw)?;
+        (request.body, request.trailers) = message::read_body(&mut reader, length, &mut request.body_raw)?;
         let answer = (script.on_request)(&request);
         locked(&served.requests).push(request);
         match run_steps(stream, &answer.steps(), served)? {
