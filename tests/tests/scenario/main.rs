@@ -42,6 +42,7 @@ mod eject;
 mod fallback;
 mod forwarding;
 mod http2;
+mod http2_attacks;
 mod input;
 mod limits;
 mod memory;
