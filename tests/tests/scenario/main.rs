@@ -41,6 +41,7 @@ mod edges;
 mod eject;
 mod fallback;
 mod forwarding;
+mod grpc;
 mod http2;
 mod http2_attacks;
 mod input;
