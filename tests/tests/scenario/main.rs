@@ -53,5 +53,6 @@ mod routing;
 mod swaps;
 mod tcp;
 mod timeouts;
+mod upgrade;
 mod workers;
 mod zero_copy;
