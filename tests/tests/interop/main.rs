@@ -9,6 +9,7 @@
 
 mod envoy;
 mod http1;
+mod opaque;
 
 use std::net::{SocketAddr, TcpListener};
 use std::process::{Command, Output};
