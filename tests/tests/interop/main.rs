@@ -8,14 +8,18 @@
 #![allow(clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod envoy;
+mod grpc;
 mod http1;
+mod http2;
 mod opaque;
+mod upgrade;
 
 use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
 use std::process::{Command, Output};
 use std::time::Duration;
 
-use outrigger_tests::world::process::Process;
+use outrigger_tests::world::process::{Launch, Process};
 use outrigger_tests::world::{Io, wait_for};
 
 const BOTH: [Io; 2] = [Io::Epoll, Io::Uring];
@@ -39,4 +43,27 @@ fn wait_accepts(address: SocketAddr, process: &mut Process) {
         }
         std::net::TcpStream::connect(address).map(drop).map_err(|error| error.to_string())
     });
+}
+
+/// The path of a tool of `tests/tools/fetch.py`.
+fn fetched(name: &str) -> String {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tools/fetch.py").display().to_string();
+    String::from_utf8(run("python3", &[&script, name]).stdout).unwrap().trim().to_owned()
+}
+
+/// How a Python peer of this folder is started.
+fn python_launch(script: &str, args: &[&str]) -> Launch {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/interop").join(script);
+    let mut launch =
+        Launch { program: "python3".into(), ..Launch::default() }.args([script.into_os_string()]).args(args);
+    launch.env.push(("PYTHONPATH".to_owned(), fetched("python")));
+    launch
+}
+
+/// Runs a Python peer to its end and gives what it printed.
+fn python(script: &str, args: &[&str]) -> String {
+    let launch = python_launch(script, args);
+    let output = Command::new(&launch.program).args(&launch.args).envs(launch.env).output().unwrap();
+    assert!(output.status.success(), "{script} {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
 }
