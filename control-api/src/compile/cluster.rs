@@ -6,11 +6,11 @@ use envoy_types::pb::envoy::config::cluster::v3::cluster::{
 };
 use envoy_types::pb::envoy::config::cluster::v3::{self as pb, CircuitBreakers, Cluster};
 use envoy_types::pb::envoy::config::core::v3::{
-    Http1ProtocolOptions, HttpProtocolOptions as CoreHttpOptions, Metadata,
+    Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions as CoreHttpOptions, Metadata,
 };
 use envoy_types::pb::envoy::extensions::upstreams::http::v3::HttpProtocolOptions;
 use envoy_types::pb::envoy::extensions::upstreams::http::v3::http_protocol_options::{
-    ExplicitHttpConfig, UpstreamProtocolOptions, explicit_http_config,
+    ExplicitHttpConfig, UpstreamProtocolOptions, UseDownstreamHttpConfig, explicit_http_config,
 };
 use envoy_types::pb::envoy::r#type::v3::Percent;
 use envoy_types::util::pack_any;
@@ -19,7 +19,7 @@ use super::carrier;
 use super::effective::{Attached, Layer, cluster_name};
 use super::proto::{ads, number, span};
 use super::resource::{Resource, ResourceSet};
-use crate::model::upstream::{Balancing, Limits, OutlierDetection, Upstream};
+use crate::model::upstream::{AppProtocol, Balancing, Limits, OutlierDetection, Upstream};
 use crate::model::{Object, PolicySet};
 
 pub(super) fn compile_clusters(policy: &PolicySet) -> ResourceSet {
@@ -65,10 +65,14 @@ fn build_cluster(object: &Object, upstream: &Upstream, layer: &Layer) -> Cluster
         cluster.metadata = Some(Metadata { typed_filter_metadata: typed, ..Metadata::default() });
     }
     if let Some(options) = build_http_options(upstream) {
-        let key = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions".to_owned();
-        cluster.typed_extension_protocol_options.insert(key, pack_any(options));
+        set_http_options(&mut cluster, options);
     }
     cluster
+}
+
+pub(super) fn set_http_options(cluster: &mut Cluster, options: HttpProtocolOptions) {
+    let key = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions".to_owned();
+    cluster.typed_extension_protocol_options.insert(key, pack_any(options));
 }
 
 fn build_outlier(outlier: &OutlierDetection) -> pb::OutlierDetection {
@@ -107,19 +111,36 @@ fn build_limits(limits: &Limits) -> CircuitBreakers {
 }
 
 fn build_http_options(upstream: &Upstream) -> Option<HttpProtocolOptions> {
-    if upstream.idle_timeout.is_none() && upstream.max_requests_per_connection.is_none() {
+    let has_lifetimes = upstream.idle_timeout.is_some() || upstream.max_requests_per_connection.is_some();
+    if !has_lifetimes && upstream.protocol == AppProtocol::Http {
         return None;
     }
-    let http1 = explicit_http_config::ProtocolConfig::HttpProtocolOptions(Http1ProtocolOptions::default());
+    let lifetimes = CoreHttpOptions {
+        idle_timeout: upstream.idle_timeout.map(span),
+        max_requests_per_connection: upstream.max_requests_per_connection.map(number),
+        ..CoreHttpOptions::default()
+    };
     Some(HttpProtocolOptions {
-        common_http_protocol_options: Some(CoreHttpOptions {
-            idle_timeout: upstream.idle_timeout.map(span),
-            max_requests_per_connection: upstream.max_requests_per_connection.map(number),
-            ..CoreHttpOptions::default()
-        }),
-        upstream_protocol_options: Some(UpstreamProtocolOptions::ExplicitHttpConfig(ExplicitHttpConfig {
-            protocol_config: Some(http1),
-        })),
-        ..HttpProtocolOptions::default()
+        common_http_protocol_options: has_lifetimes.then_some(lifetimes),
+        ..protocol_options(upstream.protocol)
     })
+}
+
+/// How endpoints are spoken to, and nothing else.
+pub(super) fn protocol_options(protocol: AppProtocol) -> HttpProtocolOptions {
+    use explicit_http_config::ProtocolConfig;
+    let explicit =
+        |config| UpstreamProtocolOptions::ExplicitHttpConfig(ExplicitHttpConfig { protocol_config: Some(config) });
+    let options = match protocol {
+        AppProtocol::Downstream => UpstreamProtocolOptions::UseDownstreamProtocolConfig(UseDownstreamHttpConfig {
+            http_protocol_options: Some(Http1ProtocolOptions::default()),
+            http2_protocol_options: Some(Http2ProtocolOptions::default()),
+            ..UseDownstreamHttpConfig::default()
+        }),
+        AppProtocol::Grpc | AppProtocol::H2c => {
+            explicit(ProtocolConfig::Http2ProtocolOptions(Http2ProtocolOptions::default()))
+        }
+        AppProtocol::Http => explicit(ProtocolConfig::HttpProtocolOptions(Http1ProtocolOptions::default())),
+    };
+    HttpProtocolOptions { upstream_protocol_options: Some(options), ..HttpProtocolOptions::default() }
 }

@@ -26,6 +26,9 @@ pub(super) struct Sourced<T> {
 pub(super) struct Layer {
     pub(super) request_timeout: Option<Duration>,
     pub(super) try_timeout: Option<Duration>,
+    pub(super) stream_timeout: Option<Duration>,
+    pub(super) grpc_deadline_max: Option<Duration>,
+    pub(super) upgrades: Option<Vec<String>>,
     pub(super) retry: Option<Sourced<Retry>>,
     pub(super) limit: Option<Sourced<TokenBucket>>,
     pub(super) outlier: Option<OutlierDetection>,
@@ -50,6 +53,9 @@ impl Attached {
                 layer.request_timeout = layer.request_timeout.or(policy.request_timeout);
                 let per_try = policy.retry.as_ref().and_then(|retry| retry.try_timeout);
                 layer.try_timeout = layer.try_timeout.or(policy.try_timeout).or(per_try);
+                layer.stream_timeout = layer.stream_timeout.or(policy.stream_timeout);
+                layer.grpc_deadline_max = layer.grpc_deadline_max.or(policy.grpc_deadline_max);
+                layer.upgrades = layer.upgrades.take().or(policy.upgrades.clone());
                 layer.retry = layer.retry.take().or(policy.retry.as_ref().map(sourced));
                 layer.outlier = layer.outlier.take().or(policy.outlier.clone());
                 layer.limits = layer.limits.take().or(policy.limits.clone());
@@ -96,6 +102,9 @@ impl Attached {
         Layer {
             request_timeout: layers.iter().find_map(|layer| layer.request_timeout),
             try_timeout: layers.iter().find_map(|layer| layer.try_timeout),
+            stream_timeout: layers.iter().find_map(|layer| layer.stream_timeout),
+            grpc_deadline_max: layers.iter().find_map(|layer| layer.grpc_deadline_max),
+            upgrades: layers.iter().find_map(|layer| layer.upgrades.clone()),
             retry: layers.iter().find_map(|layer| layer.retry.clone()),
             limit: layers.iter().find_map(|layer| layer.limit.clone()),
             outlier: None,

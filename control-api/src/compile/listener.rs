@@ -19,13 +19,14 @@ use envoy_types::util::pack_any;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use super::cluster::{protocol_options, set_http_options};
 use super::endpoints::build_endpoint;
 use super::proto::{address, ads, number, span};
 use super::resource::{Resource, ResourceSet};
 use super::role::{Inbound, NodeRole};
 use super::route::ROUTE_TABLE;
-use super::rule::LOCAL_RATE_LIMIT;
-use crate::model::upstream::{Endpoint, Health};
+use super::rule::{LOCAL_RATE_LIMIT, build_upgrade};
+use crate::model::upstream::{AppProtocol, Endpoint, Health};
 
 const INBOUND_CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -96,6 +97,8 @@ fn inbound_routes(inbound: &Inbound) -> RouteConfiguration {
         cluster_specifier: Some(ClusterSpecifier::Cluster(inbound_cluster_name(inbound))),
         // The caller's proxy limits the exchange; a second clock here would only guess.
         timeout: Some(span(Duration::ZERO)),
+        // As with time: the caller's proxy has granted it, by policy.
+        upgrade_configs: vec![build_upgrade("websocket")],
         ..RouteAction::default()
     };
     let path = PathSpecifier::Prefix("/".to_owned());
@@ -120,7 +123,7 @@ fn inbound_routes(inbound: &Inbound) -> RouteConfiguration {
 pub(super) fn inbound_cluster(inbound: &Inbound) -> Resource {
     let name = inbound_cluster_name(inbound);
     let endpoint = Endpoint { address: inbound.app, weight: 1, zone: String::new(), health: Health::Unknown };
-    let cluster = Cluster {
+    let mut cluster = Cluster {
         name: name.clone(),
         cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::Static.into())),
         connect_timeout: Some(span(INBOUND_CONNECT_TIMEOUT)),
@@ -135,5 +138,7 @@ pub(super) fn inbound_cluster(inbound: &Inbound) -> Resource {
         }),
         ..Cluster::default()
     };
+    // What the caller's proxy was told to speak is what the application speaks.
+    set_http_options(&mut cluster, protocol_options(AppProtocol::Downstream));
     Resource::pack(name, &cluster)
 }

@@ -17,6 +17,7 @@ use super::resource::{Digest, Resource, ResourceSet};
 use super::rule::{RuleAt, build_default_route, build_route};
 use crate::model::http_route::HttpRoute;
 use crate::model::link::service_names;
+use crate::model::upstream::AppProtocol;
 use crate::model::{Object, ObjectKey, PolicySet};
 
 /// Name of the outbound route table.
@@ -47,7 +48,7 @@ fn digest_table(table: &RouteConfiguration) -> u64 {
 /// What callers name, and who answers.
 #[derive(Debug, Default)]
 struct Service<'a> {
-    upstream: Option<&'a ObjectKey>,
+    upstream: Option<(&'a ObjectKey, AppProtocol)>,
     routes: Vec<(&'a Object, &'a HttpRoute, Option<u16>)>,
 }
 
@@ -71,7 +72,7 @@ fn collect_services(policy: &PolicySet) -> BTreeMap<(&str, &str), Service<'_>> {
     let mut services: BTreeMap<(&str, &str), Service<'_>> = BTreeMap::new();
     for (object, upstream) in policy.upstreams() {
         let name = upstream.service_name.as_deref().unwrap_or(&object.key.name);
-        services.entry((&object.key.namespace, name)).or_default().upstream = Some(&object.key);
+        services.entry((&object.key.namespace, name)).or_default().upstream = Some((&object.key, upstream.protocol));
     }
     for (object, route) in policy.http_routes() {
         for parent in &route.parents {
@@ -88,11 +89,12 @@ fn build_hosts(title: &str, names: &[&str], service: &Service<'_>, attached: &At
         let found = service.routes.iter().filter(|(.., port)| fits(port));
         found.map(|(object, route, _)| (*object, *route)).collect()
     };
+    let upstream = service.upstream.map(|(key, _)| key);
     let mut hosts = Vec::new();
     let routes = bound(None);
     let routes = match (routes.is_empty(), service.upstream) {
-        (true, Some(upstream)) => vec![build_default_route(upstream, attached)],
-        _ => build_routes(&routes, service.upstream, attached),
+        (true, Some((upstream, protocol))) => vec![build_default_route(upstream, protocol, attached)],
+        _ => build_routes(&routes, upstream, attached),
     };
     if !routes.is_empty() {
         let with_port = names.iter().map(|name| format!("{name}:*"));
@@ -104,7 +106,7 @@ fn build_hosts(title: &str, names: &[&str], service: &Service<'_>, attached: &At
         hosts.push(VirtualHost {
             name: format!("{title}:{port}"),
             domains: names.iter().map(|name| format!("{name}:{port}")).collect(),
-            routes: build_routes(&bound(Some(port)), service.upstream, attached),
+            routes: build_routes(&bound(Some(port)), upstream, attached),
             ..VirtualHost::default()
         });
     }

@@ -11,7 +11,9 @@ use envoy_types::pb::envoy::config::route::v3::redirect_action::{
 };
 use envoy_types::pb::envoy::config::route::v3::retry_policy::{RetryBackOff, RetryHostPredicate, retry_host_predicate};
 use envoy_types::pb::envoy::config::route::v3::route::Action;
-use envoy_types::pb::envoy::config::route::v3::route_action::{ClusterSpecifier, HostRewriteSpecifier};
+use envoy_types::pb::envoy::config::route::v3::route_action::{
+    ClusterSpecifier, HostRewriteSpecifier, MaxStreamDuration, UpgradeConfig,
+};
 use envoy_types::pb::envoy::config::route::v3::route_match::PathSpecifier;
 use envoy_types::pb::envoy::config::route::v3::weighted_cluster::ClusterWeight;
 use envoy_types::pb::envoy::config::route::v3::{
@@ -27,6 +29,7 @@ use super::effective::{Attached, Layer, cluster_name};
 use super::proto::{always, bucket, number, regex, span, string_matcher};
 use crate::model::ObjectKey;
 use crate::model::http_route::{BackendRef, Filter, HeaderEdits, Match, PathEdit, PathMatch, Redirect, Rewrite, Rule};
+use crate::model::upstream::AppProtocol;
 
 /// Name of Envoy's local rate limit filter.
 pub(super) const LOCAL_RATE_LIMIT: &str = "envoy.filters.http.local_ratelimit";
@@ -43,7 +46,7 @@ pub(super) struct RuleAt<'a> {
 }
 
 /// The route of a service that no HTTPRoute is bound to.
-pub(super) fn build_default_route(upstream: &ObjectKey, attached: &Attached) -> Route {
+pub(super) fn build_default_route(upstream: &ObjectKey, protocol: AppProtocol, attached: &Attached) -> Route {
     let rule = Rule {
         name: None,
         matches: Vec::new(),
@@ -62,7 +65,7 @@ pub(super) fn build_default_route(upstream: &ObjectKey, attached: &Attached) -> 
             path_specifier: Some(PathSpecifier::Prefix("/".to_owned())),
             ..RouteMatch::default()
         }),
-        action: Some(Action::Route(build_action(&rule.backends, &layer))),
+        action: Some(Action::Route(build_action(&rule.backends, &layer, protocol == AppProtocol::Grpc))),
         ..Route::default()
     };
     add_policies(&mut route, upstream, &layer);
@@ -80,7 +83,7 @@ pub(super) fn build_route(at: &RuleAt<'_>, upstream: Option<&ObjectKey>, attache
         name.push_str(&format!("/{index}"));
     }
     let mut route = Route { name, r#match: Some(build_match(one)), ..Route::default() };
-    let mut action = build_action(&rule.backends, &layer);
+    let mut action = build_action(&rule.backends, &layer, false);
     let mut redirect = None;
     for filter in &rule.filters {
         match filter {
@@ -149,7 +152,7 @@ fn build_match(one: &Match) -> RouteMatch {
     }
 }
 
-fn build_action(backends: &[BackendRef], layer: &Layer) -> RouteAction {
+fn build_action(backends: &[BackendRef], layer: &Layer, is_grpc: bool) -> RouteAction {
     let name_of = |backend: &BackendRef| cluster_name(&backend.namespace, &backend.name);
     let used: Vec<&BackendRef> = backends.iter().filter(|backend| backend.weight > 0).collect();
     let specifier = match used.as_slice() {
@@ -169,9 +172,30 @@ fn build_action(backends: &[BackendRef], layer: &Layer) -> RouteAction {
     RouteAction {
         cluster_specifier: Some(specifier),
         timeout: layer.request_timeout.map(span),
+        max_stream_duration: build_stream_limits(layer, is_grpc),
+        upgrade_configs: layer.upgrades.iter().flatten().map(|kind| build_upgrade(kind)).collect(),
         retry_policy: build_retry(layer),
         ..RouteAction::default()
     }
+}
+
+/// A call of gRPC has the deadline that its caller set, and none where it set none, unless policy gives a timeout: then
+/// that holds. Envoy knows only one of the two, since `max_stream_duration` hides a route's timeout from it.
+fn build_stream_limits(layer: &Layer, is_grpc: bool) -> Option<MaxStreamDuration> {
+    let honours_callers = is_grpc && layer.request_timeout.is_none();
+    if !honours_callers && layer.stream_timeout.is_none() && layer.grpc_deadline_max.is_none() {
+        return None;
+    }
+    Some(MaxStreamDuration {
+        max_stream_duration: layer.stream_timeout.map(span),
+        // Zero: all of it.
+        grpc_timeout_header_max: Some(span(layer.grpc_deadline_max.unwrap_or_default())),
+        grpc_timeout_header_offset: None,
+    })
+}
+
+pub(super) fn build_upgrade(kind: &str) -> UpgradeConfig {
+    UpgradeConfig { upgrade_type: kind.to_owned(), ..UpgradeConfig::default() }
 }
 
 fn build_retry(layer: &Layer) -> Option<RetryPolicy> {

@@ -98,6 +98,11 @@ fn spans_are_spans_in_range() {
 fn unknown_words_get_the_nearest_known_one() {
     assert_refused(&upstream("{endpionts: []}"), &["spec.endpionts", "did you mean endpoints?"]);
     assert_refused(&upstream("{endpoints: [], colour: red}"), &["spec.colour", "allowed here: serviceName"]);
+    let protocol = upstream("{endpoints: [], appProtocol: gRPC}");
+    assert_refused(
+        &protocol,
+        &["spec.appProtocol", "http, h2c, kubernetes.io/h2c, grpc, downstream", "did you mean grpc?"],
+    );
     let balancing = upstream("{endpoints: [], loadBalancing: {policy: LeastRequests}}");
     assert_refused(&balancing, &["RoundRobin, LeastRequest, Random", "did you mean LeastRequest?"]);
     let matched = route("{matches: [{path: {type: Prefix, value: /}}], backendRefs: [{name: pay}]}");
@@ -157,6 +162,12 @@ fn policies_that_contradict_themselves_are_refused() {
         ("localRateLimit: {requests: 10, per: 1ms}", "50ms"),
         ("localRateLimit: {requests: 1000000, per: 1s, burst: 1}", "refilled more often than every 50ms"),
         ("limits: {maxRequests: 1}", "Upstream only"),
+        ("timeouts: {stream: -1s}", "spec.timeouts.stream"),
+        ("timeouts: {grpcDeadline: 1s}", "did you mean grpcDeadlineMax?"),
+        ("retry: {on: [unavailible]}", "did you mean unavailable?"),
+        ("upgrades: [websocket, WebSocket]", "spec.upgrades[1]"),
+        ("upgrades: [H2C]", "set appProtocol: h2c on the Upstream"),
+        ("upgrades: ['web socket']", "the word of an Upgrade header"),
         ("", "sets nothing"),
     ] {
         assert_refused(&policy(spec), &["spec", words]);

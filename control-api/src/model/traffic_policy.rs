@@ -35,6 +35,13 @@ pub struct TrafficPolicy {
     pub request_timeout: Option<Duration>,
     /// Limit of one try.
     pub try_timeout: Option<Duration>,
+    /// Longest life of a stream, whatever moves in it; zero turns it off. It takes the place of the default limit of the
+    /// exchange, not of one that is set.
+    pub stream_timeout: Option<Duration>,
+    /// Most of the deadline that a caller of gRPC may set; zero is all of it. It too takes the place of the default.
+    pub grpc_deadline_max: Option<Duration>,
+    /// Upgrades that are granted, in lower case.
+    pub upgrades: Option<Vec<String>>,
     /// When to try again.
     pub retry: Option<Retry>,
     /// Local limit.
@@ -84,7 +91,7 @@ pub struct TokenBucket {
 
 /// Reads a TrafficPolicy.
 pub fn parse_traffic_policy(at: &Cursor<'_>) -> Option<TrafficPolicy> {
-    const SETTINGS: [&str; 5] = ["timeouts", "retry", "localRateLimit", "outlierDetection", "limits"];
+    const SETTINGS: [&str; 6] = ["timeouts", "retry", "upgrades", "localRateLimit", "outlierDetection", "limits"];
     let fields = at.fields(&[&["targetRefs"], &SETTINGS[..]].concat())?;
     let targets = parse_targets(&fields);
     if !SETTINGS.iter().any(|name| fields.has(name)) {
@@ -95,7 +102,8 @@ pub fn parse_traffic_policy(at: &Cursor<'_>) -> Option<TrafficPolicy> {
             fields.refuse_field(name, "belongs to targets of kind Upstream only");
         }
     }
-    let timeouts = fields.optional("timeouts").and_then(|at| at.fields(&["request", "perTry"]));
+    let timeouts =
+        fields.optional("timeouts").and_then(|at| at.fields(&["request", "perTry", "stream", "grpcDeadlineMax"]));
     let timeout = |name: &str| timeouts.as_ref()?.optional(name)?.duration(Duration::ZERO..=24 * HOUR);
     let (request_timeout, try_timeout) = (timeout("request"), timeout("perTry"));
     let retry = fields.optional("retry").and_then(|at| parse_retry(&at));
@@ -111,6 +119,9 @@ pub fn parse_traffic_policy(at: &Cursor<'_>) -> Option<TrafficPolicy> {
         targets,
         request_timeout,
         try_timeout,
+        stream_timeout: timeout("stream"),
+        grpc_deadline_max: timeout("grpcDeadlineMax"),
+        upgrades: fields.has("upgrades").then(|| parse_upgrades(&fields)),
         retry,
         limit: fields
             .optional("localRateLimit")
@@ -118,6 +129,27 @@ pub fn parse_traffic_policy(at: &Cursor<'_>) -> Option<TrafficPolicy> {
         outlier: fields.optional("outlierDetection").and_then(|at| parse_outlier(&at)),
         limits: fields.optional("limits").and_then(|at| parse_limits(&at)),
     })
+}
+
+fn parse_upgrades(fields: &Fields<'_>) -> Vec<String> {
+    let is_protocol = |text: &str| {
+        (1..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._/+".contains(&b))
+    };
+    let mut upgrades: Vec<String> = Vec::new();
+    for at in fields.list("upgrades", 0..=16) {
+        let Some(word) = at.text(is_protocol, "must be the word of an Upgrade header, like websocket") else {
+            continue;
+        };
+        let word = word.to_ascii_lowercase();
+        if word == "h2c" {
+            at.refuse_with("would tunnel requests past every rule", "set appProtocol: h2c on the Upstream");
+        } else if upgrades.contains(&word) {
+            at.refuse("is in the list twice");
+        } else {
+            upgrades.push(word);
+        }
+    }
+    upgrades
 }
 
 /// Reads a RateLimit.
@@ -161,7 +193,7 @@ fn parse_target(at: &Cursor<'_>) -> Option<TargetRef> {
 }
 
 /// The retry conditions we know, in Envoy's spelling.
-const RETRY_ON: [(&str, &str); 8] = [
+const RETRY_ON: [(&str, &str); 13] = [
     ("5xx", "5xx"),
     ("gateway-error", "gateway-error"),
     ("connect-failure", "connect-failure"),
@@ -170,6 +202,11 @@ const RETRY_ON: [(&str, &str); 8] = [
     ("refused-stream", "refused-stream"),
     ("retriable-4xx", "retriable-4xx"),
     ("retriable-status-codes", "retriable-status-codes"),
+    ("cancelled", "cancelled"),
+    ("deadline-exceeded", "deadline-exceeded"),
+    ("internal", "internal"),
+    ("resource-exhausted", "resource-exhausted"),
+    ("unavailable", "unavailable"),
 ];
 
 fn parse_retry(at: &Cursor<'_>) -> Option<Retry> {

@@ -23,6 +23,8 @@ pub struct Upstream {
     pub endpoints: Vec<Endpoint>,
     /// How one is chosen.
     pub balancing: Balancing,
+    /// What its endpoints speak.
+    pub protocol: AppProtocol,
     /// Limit of connecting.
     pub connect_timeout: Duration,
     /// When an endpoint is ejected; never when absent.
@@ -36,6 +38,29 @@ pub struct Upstream {
     /// How many requests one connection serves.
     pub max_requests_per_connection: Option<u32>,
 }
+
+/// What the endpoints of an upstream speak.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum AppProtocol {
+    /// Whichever version of HTTP the request came in.
+    Downstream,
+    /// gRPC: HTTP/2 in plaintext, and a call's own deadline in place of a timeout that nobody asked for.
+    Grpc,
+    /// HTTP/2 in plaintext.
+    H2c,
+    /// HTTP/1.1.
+    #[default]
+    Http,
+}
+
+/// The words of `appProtocol`; the one with a prefix is that of Kubernetes (KEP-3726).
+const PROTOCOLS: [(&str, AppProtocol); 5] = [
+    ("http", AppProtocol::Http),
+    ("h2c", AppProtocol::H2c),
+    ("kubernetes.io/h2c", AppProtocol::H2c),
+    ("grpc", AppProtocol::Grpc),
+    ("downstream", AppProtocol::Downstream),
+];
 
 /// One address.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -121,6 +146,7 @@ pub fn parse_upstream(at: &Cursor<'_>) -> Option<Upstream> {
         "serviceName",
         "endpoints",
         "loadBalancing",
+        "appProtocol",
         "connectTimeout",
         "outlierDetection",
         "limits",
@@ -133,10 +159,15 @@ pub fn parse_upstream(at: &Cursor<'_>) -> Option<Upstream> {
         Some(at) => at.duration(MS..=HOUR),
         None => Some(Duration::from_secs(1)),
     };
+    let protocol = match fields.optional("appProtocol") {
+        Some(at) => at.choice(&PROTOCOLS),
+        None => Some(AppProtocol::default()),
+    };
     Some(Upstream {
         service_name: service.and_then(|at| at.text(is_dns_label, LABEL_RULE)),
         endpoints: parse_endpoints(&fields),
         balancing: parse_balancing(&fields),
+        protocol: protocol?,
         connect_timeout: connect?,
         outlier: fields.optional("outlierDetection").and_then(|at| parse_outlier(&at)),
         limits: fields.optional("limits").and_then(|at| parse_limits(&at)),
