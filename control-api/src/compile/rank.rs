@@ -1,12 +1,13 @@
 //! Purpose: the Gateway API's precedence of matches, as an order. The smaller rank is tried first.
 //! Source: gateway-api v1 `HTTPRouteRule.matches`: exact path, longest prefix, method, number of
 //! headers, number of query parameters; then the older route, then its name. A regular expression
-//! stands between exact and prefix, as other implementations have it.
+//! stands between exact and prefix, as other implementations have it. That a request is a call of
+//! gRPC counts as one more header.
 
 use std::cmp::Reverse;
 
-use crate::model::Object;
 use crate::model::http_route::{Match, PathMatch};
+use crate::model::{Kind, Object};
 
 /// Where a match stands among all matches of a virtual host.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -17,7 +18,7 @@ pub(super) struct Rank {
     headers: Reverse<usize>,
     query: Reverse<usize>,
     created: u64,
-    route: (String, String),
+    route: (String, String, Kind),
     rule: usize,
     index: usize,
 }
@@ -34,10 +35,10 @@ impl Rank {
             path_kind,
             path_bytes: Reverse(bytes),
             method: Reverse(one.method.is_some()),
-            headers: Reverse(one.headers.len()),
+            headers: Reverse(one.headers.len() + usize::from(one.is_grpc)),
             query: Reverse(one.query.len()),
             created: route.created,
-            route: (route.key.namespace.clone(), route.key.name.clone()),
+            route: (route.key.namespace.clone(), route.key.name.clone(), route.key.kind),
             rule,
             index,
         }

@@ -74,7 +74,7 @@ fn collect_services(policy: &PolicySet) -> BTreeMap<(&str, &str), Service<'_>> {
         let name = upstream.service_name.as_deref().unwrap_or(&object.key.name);
         services.entry((&object.key.namespace, name)).or_default().upstream = Some((&object.key, upstream.protocol));
     }
-    for (object, route) in policy.http_routes() {
+    for (object, route) in policy.routes() {
         for parent in &route.parents {
             let service = services.entry((&parent.namespace, &parent.name)).or_default();
             service.routes.push((object, route, parent.port));
@@ -115,7 +115,7 @@ fn build_hosts(title: &str, names: &[&str], service: &Service<'_>, attached: &At
 
 fn build_hostname_hosts(policy: &PolicySet, attached: &Attached, taken: &BTreeSet<String>) -> Vec<VirtualHost> {
     let mut by_hostname: BTreeMap<&str, Vec<(&Object, &HttpRoute)>> = BTreeMap::new();
-    for (object, route) in policy.http_routes() {
+    for (object, route) in policy.routes() {
         let names: BTreeSet<&str> = route.hostnames.iter().map(String::as_str).collect();
         for hostname in names.into_iter().filter(|hostname| !taken.contains(*hostname)) {
             by_hostname.entry(hostname).or_default().push((object, route));

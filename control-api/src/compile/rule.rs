@@ -1,6 +1,6 @@
 //! Purpose: one match of one rule → one Envoy route.
 //! Limits: Envoy keeps one bucket per route, so a limit on a rule with several matches, or on a
-//! whole HTTPRoute, counts each match by itself.
+//! whole route, counts each match by itself.
 
 use envoy_types::pb::envoy::config::core::v3::header_value_option::HeaderAppendAction;
 use envoy_types::pb::envoy::config::core::v3::{HeaderValue, HeaderValueOption};
@@ -14,7 +14,7 @@ use envoy_types::pb::envoy::config::route::v3::route::Action;
 use envoy_types::pb::envoy::config::route::v3::route_action::{
     ClusterSpecifier, HostRewriteSpecifier, MaxStreamDuration, UpgradeConfig,
 };
-use envoy_types::pb::envoy::config::route::v3::route_match::PathSpecifier;
+use envoy_types::pb::envoy::config::route::v3::route_match::{GrpcRouteMatchOptions, PathSpecifier};
 use envoy_types::pb::envoy::config::route::v3::weighted_cluster::ClusterWeight;
 use envoy_types::pb::envoy::config::route::v3::{
     HeaderMatcher, QueryParameterMatcher, RedirectAction, RetryPolicy, Route, RouteAction, RouteMatch, WeightedCluster,
@@ -27,9 +27,9 @@ use envoy_types::util::pack_any;
 use super::carrier;
 use super::effective::{Attached, Layer, cluster_name};
 use super::proto::{always, bucket, number, regex, span, string_matcher};
-use crate::model::ObjectKey;
 use crate::model::http_route::{BackendRef, Filter, HeaderEdits, Match, PathEdit, PathMatch, Redirect, Rewrite, Rule};
 use crate::model::upstream::AppProtocol;
+use crate::model::{Kind, ObjectKey};
 
 /// Name of Envoy's local rate limit filter.
 pub(super) const LOCAL_RATE_LIMIT: &str = "envoy.filters.http.local_ratelimit";
@@ -45,7 +45,7 @@ pub(super) struct RuleAt<'a> {
     pub(super) index: usize,
 }
 
-/// The route of a service that no HTTPRoute is bound to.
+/// The route of a service that none is bound to.
 pub(super) fn build_default_route(upstream: &ObjectKey, protocol: AppProtocol, attached: &Attached) -> Route {
     let rule = Rule {
         name: None,
@@ -78,12 +78,16 @@ pub(super) fn build_route(at: &RuleAt<'_>, upstream: Option<&ObjectKey>, attache
     let one = rule.matches.get(index)?;
     let layer = attached.for_rule(key, rule, upstream);
     let section = rule.name.clone().unwrap_or_else(|| rule_index.to_string());
-    let mut name = format!("{}/{}/{section}", key.namespace, key.name);
+    let mut name = match key.kind {
+        // An HTTPRoute may have the same name.
+        Kind::GrpcRoute => format!("grpc/{}/{}/{section}", key.namespace, key.name),
+        _ => format!("{}/{}/{section}", key.namespace, key.name),
+    };
     if rule.matches.len() > 1 {
         name.push_str(&format!("/{index}"));
     }
     let mut route = Route { name, r#match: Some(build_match(one)), ..Route::default() };
-    let mut action = build_action(&rule.backends, &layer, false);
+    let mut action = build_action(&rule.backends, &layer, one.is_grpc);
     let mut redirect = None;
     for filter in &rule.filters {
         match filter {
@@ -148,6 +152,7 @@ fn build_match(one: &Match) -> RouteMatch {
         path_specifier: Some(path),
         headers: method.into_iter().chain(headers).collect(),
         query_parameters: query.collect(),
+        grpc: one.is_grpc.then(GrpcRouteMatchOptions::default),
         ..RouteMatch::default()
     }
 }

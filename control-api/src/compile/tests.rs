@@ -154,6 +154,36 @@ fn matches_are_tried_in_the_order_of_the_gateway_api() {
 }
 
 #[test]
+fn calls_of_grpc_come_before_requests_of_the_same_path() {
+    let rules = "rules: [{matches: [{method: {service: s, method: M}}, {method: {service: s}}, {}], \
+                 backendRefs: [{name: a}]}]";
+    let text = upstream("default", "a")
+        + &route("r", "rules: [{backendRefs: [{name: a}]}]")
+        + &route("r", rules).replace("HTTPRoute", "GRPCRoute");
+    let hosts = virtual_hosts(&text, "default");
+    assert_eq!(
+        route_names(&hosts[0]),
+        ["grpc/default/r/0/0", "grpc/default/r/0/1", "grpc/default/r/0/2", "default/r/0"]
+    );
+    let routes = &hosts[0]["routes"];
+    let paths = [json!({ "path": "/s/M", "grpc": {} }), json!({ "path_separated_prefix": "/s", "grpc": {} })];
+    assert_eq!([&routes[0]["match"], &routes[1]["match"]], [&paths[0], &paths[1]]);
+    assert_eq!(routes[0]["route"]["max_stream_duration"], json!({ "grpc_timeout_header_max": "0s" }));
+    assert_eq!(routes[3]["match"], json!({ "prefix": "/" }));
+}
+
+#[test]
+fn a_service_of_grpc_has_its_callers_deadlines_unless_policy_has_one() {
+    let service = upstream("default", "a").replace("spec: {", "spec: {appProtocol: grpc, ");
+    let policy = "---\napiVersion: outrigger.dev/v1\nkind: TrafficPolicy\nmetadata: {name: p}\n\
+                  spec: {targetRefs: [{kind: Upstream, name: a}], timeouts: {request: 4s}}\n";
+    let action = |text: &str| virtual_hosts(text, "default")[0]["routes"][0]["route"].clone();
+    let callers = json!({ "cluster": "a.default", "max_stream_duration": { "grpc_timeout_header_max": "0s" } });
+    assert_eq!(action(&service), callers);
+    assert_eq!(action(&(service + policy)), json!({ "cluster": "a.default", "timeout": "4s" }));
+}
+
+#[test]
 fn a_route_bound_to_a_port_serves_that_port_only() {
     let bound = route("r", "rules: [{backendRefs: [{name: a}]}]").replace("name: a}],", "name: a, port: 81}],");
     let hosts = virtual_hosts(&(upstream("default", "a") + &bound), "default");

@@ -65,6 +65,8 @@ pub struct Match {
     pub query: Vec<ValueMatch>,
     /// The method.
     pub method: Option<&'static str>,
+    /// Only calls of gRPC.
+    pub is_grpc: bool,
 }
 
 /// How a path matches.
@@ -170,6 +172,16 @@ pub struct RouteRetry {
 
 /// Reads a spec; `namespace` is the route's own.
 pub fn parse_http_route(at: &Cursor<'_>, namespace: &str) -> Option<HttpRoute> {
+    parse_route(at, namespace, RULE_FIELDS, parse_rule)
+}
+
+/// Reads what all kinds of route share, and each rule by `parse_rule`.
+pub(super) fn parse_route(
+    at: &Cursor<'_>,
+    namespace: &str,
+    rule_fields: &[&str],
+    parse_rule: fn(&Cursor<'_>, &str) -> Option<Rule>,
+) -> Option<HttpRoute> {
     let fields = at.fields(&["parentRefs", "hostnames", "rules"])?;
     let parents: Vec<_> = fields
         .required("parentRefs")
@@ -187,7 +199,7 @@ pub fn parse_http_route(at: &Cursor<'_>, namespace: &str) -> Option<HttpRoute> {
     let rules: Vec<_> = items.iter().filter_map(|at| parse_rule(at, namespace)).collect();
     for (index, rule) in rules.iter().enumerate() {
         if rule.name.is_some() && rules.iter().take(index).any(|other| other.name == rule.name) {
-            let at = items.get(index).and_then(|at| at.fields(RULE_FIELDS));
+            let at = items.get(index).and_then(|at| at.fields(rule_fields));
             at.iter().for_each(|at| at.refuse_field("name", "two rules have this name"));
         }
     }
@@ -226,11 +238,10 @@ fn parse_rule(at: &Cursor<'_>, namespace: &str) -> Option<Rule> {
     let mut matches: Vec<_> = fields.list("matches", 0..=64).iter().filter_map(parse_match).collect();
     if matches.is_empty() {
         let path = PathMatch::Prefix("/".to_owned());
-        matches.push(Match { path, headers: Vec::new(), query: Vec::new(), method: None });
+        matches.push(Match { path, headers: Vec::new(), query: Vec::new(), method: None, is_grpc: false });
     }
-    let filters: Vec<_> = fields.list("filters", 0..=16).iter().filter_map(parse_filter).collect();
-    let backends: Vec<_> =
-        fields.list("backendRefs", 0..=16).iter().filter_map(|at| parse_backend(at, namespace)).collect();
+    let filters = parse_filters(&fields);
+    let backends = parse_backends(&fields, namespace);
     refuse_contradictions(&fields, &filters, &backends, &matches);
     let timeouts = fields.optional("timeouts").and_then(|at| at.fields(&["request", "backendRequest"]));
     let timeout = |name: &str| {
@@ -255,11 +266,27 @@ fn parse_rule(at: &Cursor<'_>, namespace: &str) -> Option<Rule> {
     })
 }
 
-fn refuse_contradictions(fields: &Fields<'_>, filters: &[Filter], backends: &[BackendRef], matches: &[Match]) {
+/// The filters of a rule.
+pub(super) fn parse_filters(fields: &Fields<'_>) -> Vec<Filter> {
+    let filters: Vec<_> = fields.list("filters", 0..=16).iter().filter_map(parse_filter).collect();
     let kinds: Vec<_> = filters.iter().map(std::mem::discriminant).collect();
     if kinds.iter().enumerate().any(|(index, kind)| kinds.iter().take(index).any(|k| k == kind)) {
         fields.refuse_field("filters", "each type of filter may be used once in a rule");
     }
+    filters
+}
+
+/// The backends of a rule.
+pub(super) fn parse_backends(fields: &Fields<'_>, namespace: &str) -> Vec<BackendRef> {
+    let items = fields.list("backendRefs", 0..=16);
+    let backends: Vec<_> = items.iter().filter_map(|at| parse_backend(at, namespace)).collect();
+    if !backends.is_empty() && backends.iter().all(|backend| backend.weight == 0) {
+        fields.refuse_field("backendRefs", "the sum of weights must be above 0");
+    }
+    backends
+}
+
+fn refuse_contradictions(fields: &Fields<'_>, filters: &[Filter], backends: &[BackendRef], matches: &[Match]) {
     let redirects = filters.iter().any(|filter| matches!(filter, Filter::Redirect(_)));
     if redirects && !backends.is_empty() {
         fields.refuse_field("backendRefs", "must be empty next to a RequestRedirect");
@@ -269,9 +296,6 @@ fn refuse_contradictions(fields: &Fields<'_>, filters: &[Filter], backends: &[Ba
     }
     if !redirects && backends.is_empty() {
         fields.refuse_field("backendRefs", "a rule needs backendRefs or a RequestRedirect filter");
-    }
-    if !backends.is_empty() && backends.iter().all(|backend| backend.weight == 0) {
-        fields.refuse_field("backendRefs", "the sum of weights must be above 0");
     }
     let wants_prefix = filters.iter().any(|filter| match filter {
         Filter::Redirect(redirect) => matches!(redirect.path, Some(PathEdit::Prefix(_))),
@@ -304,7 +328,7 @@ fn parse_match(at: &Cursor<'_>) -> Option<Match> {
     let headers = parse_values(&fields, "headers", true);
     let query = parse_values(&fields, "queryParams", false);
     let method = fields.optional("method").and_then(|at| at.choice(&METHODS));
-    Some(Match { path: path?, headers, query, method })
+    Some(Match { path: path?, headers, query, method, is_grpc: false })
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -352,7 +376,7 @@ fn is_plain_path(text: &str) -> bool {
 }
 
 /// Reads a regular expression that runs in linear time and compiles to at most 64 KiB.
-fn parse_regex(at: &Cursor<'_>) -> Option<String> {
+pub(super) fn parse_regex(at: &Cursor<'_>) -> Option<String> {
     let text = at.string()?;
     if text.is_empty() || text.len() > 1_024 {
         at.refuse("must be a regular expression of 1 to 1024 bytes");
@@ -372,7 +396,8 @@ fn parse_regex(at: &Cursor<'_>) -> Option<String> {
     }
 }
 
-fn parse_values(fields: &Fields<'_>, name: &str, is_header: bool) -> Vec<ValueMatch> {
+/// Headers or query parameters, each once.
+pub(super) fn parse_values(fields: &Fields<'_>, name: &str, is_header: bool) -> Vec<ValueMatch> {
     let mut values: Vec<ValueMatch> = Vec::new();
     for at in fields.list(name, 0..=16) {
         let Some(value) = parse_value(&at, is_header) else { continue };

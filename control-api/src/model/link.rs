@@ -22,7 +22,9 @@ pub fn find_contradictions(set: &PolicySet, touched: &Touched) -> Vec<Problem> {
     for (key, document) in touched {
         let Some(object) = set.objects.get(key) else { continue };
         let mut found = match &object.spec {
-            Spec::HttpRoute(route) => [backend_problems(set, route), hostname_problems(&owners, route)].concat(),
+            Spec::GrpcRoute(route) | Spec::HttpRoute(route) => {
+                [backend_problems(set, route), hostname_problems(&owners, route)].concat()
+            }
             Spec::TrafficPolicy(policy) => target_problems(set, object, &policy.targets),
             Spec::RateLimit(limit) => target_problems(set, object, &limit.targets),
             Spec::Upstream(_) => Vec::new(),
@@ -45,7 +47,7 @@ pub fn referrers(set: &PolicySet, key: &ObjectKey) -> Vec<ObjectKey> {
     set.objects
         .values()
         .filter(|object| match &object.spec {
-            Spec::HttpRoute(route) => {
+            Spec::GrpcRoute(route) | Spec::HttpRoute(route) => {
                 key.kind == Kind::Upstream
                     && route
                         .rules
@@ -148,7 +150,7 @@ fn target_problems(set: &PolicySet, object: &Object, targets: &[TargetRef]) -> V
             problems.push(missing(set, &key, format!("spec.targetRefs[{index}].name")));
             continue;
         };
-        let (Some(section), Spec::HttpRoute(route)) = (&target.section, &found.spec) else { continue };
+        let (Some(section), Some(route)) = (&target.section, found.spec.as_route()) else { continue };
         if find_rule(route, section).is_none() {
             let names: Vec<&str> = route.rules.iter().filter_map(|rule| rule.name.as_deref()).collect();
             let allowed = match names.as_slice() {
@@ -177,7 +179,7 @@ type Slot = (ObjectKey, Option<String>, &'static str);
 /// Two writers of one setting of one target: which of them counts would be chance.
 fn setting_conflicts(set: &PolicySet, touched: &Touched) -> Vec<Problem> {
     let mut writers: BTreeMap<Slot, Vec<(ObjectKey, &'static str)>> = BTreeMap::new();
-    for (object, route) in set.http_routes() {
+    for (object, route) in set.routes() {
         for rule in &route.rules {
             for (setting, path) in rule_settings(rule) {
                 if rule.name.is_some() {
@@ -191,7 +193,7 @@ fn setting_conflicts(set: &PolicySet, touched: &Touched) -> Vec<Problem> {
         let (targets, settings) = match &object.spec {
             Spec::TrafficPolicy(policy) => (&policy.targets, policy_settings(policy)),
             Spec::RateLimit(limit) => (&limit.targets, vec![("limit", "spec.requests")]),
-            Spec::HttpRoute(_) | Spec::Upstream(_) => continue,
+            Spec::GrpcRoute(_) | Spec::HttpRoute(_) | Spec::Upstream(_) => continue,
         };
         for target in targets {
             let key = ObjectKey::new(target.kind, &object.key.namespace, &target.name);
@@ -263,7 +265,7 @@ fn service_conflicts(set: &PolicySet, touched: &Touched) -> Vec<Problem> {
             path: "spec.serviceName".to_owned(),
             value: Some((*service).to_owned()),
             message: format!("is already the service of {}", other.unwrap_or_default()),
-            remedy: Some("choose another serviceName, or split by weights in an HTTPRoute".to_owned()),
+            remedy: Some("choose another serviceName, or split by weights in a route".to_owned()),
         });
     }
     problems

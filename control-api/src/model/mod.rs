@@ -4,12 +4,13 @@
 //! passed all three, so `compile` never meets an invalid value.
 //! Errors: [`Problem`] names document, object, path, value and remedy; all are reported at once.
 //! Limits: see the ranges at each field; a set is bounded by the API's body limit and the store.
-//! Source: Gateway API v1 (HTTPRoute, GAMMA's parentRef to a Service); Envoy's ranges for knobs.
+//! Source: Gateway API v1 (HTTPRoute, GRPCRoute, GAMMA's parentRef to a Service); Envoy's ranges for knobs.
 //! Tests: foot of each file, `tests.rs` for the bad-value classes.
 
 pub mod cursor;
 pub mod document;
 pub mod duration;
+pub mod grpc_route;
 pub mod http_route;
 pub mod link;
 pub mod object;

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use super::cursor::{Cursor, Report};
+use super::grpc_route::parse_grpc_route;
 use super::http_route::{HttpRoute, parse_http_route};
 use super::problem::{Problem, nearest};
 use super::traffic_policy::{RateLimit, TrafficPolicy, parse_rate_limit, parse_traffic_policy};
@@ -22,6 +23,8 @@ pub const GATEWAY_API: &str = "gateway.networking.k8s.io/v1";
 /// The kinds of policy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
+    /// Gateway API: which call of gRPC goes where.
+    GrpcRoute,
     /// Gateway API: which request goes where.
     HttpRoute,
     /// A named limit, attached to routes or upstreams.
@@ -34,12 +37,13 @@ pub enum Kind {
 
 impl Kind {
     /// All kinds, in the order in which they are listed.
-    pub const ALL: [Self; 4] = [Self::HttpRoute, Self::RateLimit, Self::TrafficPolicy, Self::Upstream];
+    pub const ALL: [Self; 5] = [Self::GrpcRoute, Self::HttpRoute, Self::RateLimit, Self::TrafficPolicy, Self::Upstream];
 
     /// The name as written in a document.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::GrpcRoute => "GRPCRoute",
             Self::HttpRoute => "HTTPRoute",
             Self::RateLimit => "RateLimit",
             Self::TrafficPolicy => "TrafficPolicy",
@@ -51,7 +55,7 @@ impl Kind {
     #[must_use]
     pub fn api_version(self) -> &'static str {
         match self {
-            Self::HttpRoute => GATEWAY_API,
+            Self::GrpcRoute | Self::HttpRoute => GATEWAY_API,
             Self::RateLimit | Self::TrafficPolicy | Self::Upstream => OUTRIGGER_API,
         }
     }
@@ -108,6 +112,8 @@ impl fmt::Display for ObjectKey {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Spec {
     /// See [`HttpRoute`].
+    GrpcRoute(HttpRoute),
+    /// See [`HttpRoute`].
     HttpRoute(HttpRoute),
     /// See [`RateLimit`].
     RateLimit(RateLimit),
@@ -115,6 +121,17 @@ pub enum Spec {
     TrafficPolicy(TrafficPolicy),
     /// See [`Upstream`].
     Upstream(Upstream),
+}
+
+impl Spec {
+    /// The route, where it is one.
+    #[must_use]
+    pub fn as_route(&self) -> Option<&HttpRoute> {
+        match self {
+            Self::GrpcRoute(route) | Self::HttpRoute(route) => Some(route),
+            Self::RateLimit(_) | Self::TrafficPolicy(_) | Self::Upstream(_) => None,
+        }
+    }
 }
 
 /// An object as written, parsed.
@@ -180,12 +197,9 @@ impl PolicySet {
         })
     }
 
-    /// All HTTP routes.
-    pub fn http_routes(&self) -> impl Iterator<Item = (&Object, &HttpRoute)> {
-        self.objects.values().filter_map(|object| match &object.spec {
-            Spec::HttpRoute(route) => Some((object.as_ref(), route)),
-            _ => None,
-        })
+    /// All routes, those of gRPC too.
+    pub fn routes(&self) -> impl Iterator<Item = (&Object, &HttpRoute)> {
+        self.objects.values().filter_map(|object| Some((object.as_ref(), object.spec.as_route()?)))
     }
 
     /// All traffic policies.
@@ -229,6 +243,7 @@ fn walk_manifest(root: &Cursor<'_>, document: Option<usize>) -> Option<Manifest>
     }
     let spec = fields.required("spec")?;
     let spec = match kind? {
+        Kind::GrpcRoute => parse_grpc_route(&spec, &metadata.as_ref()?.0.namespace).map(Spec::GrpcRoute),
         Kind::HttpRoute => parse_http_route(&spec, &metadata.as_ref()?.0.namespace).map(Spec::HttpRoute),
         Kind::RateLimit => parse_rate_limit(&spec).map(Spec::RateLimit),
         Kind::TrafficPolicy => parse_traffic_policy(&spec).map(Spec::TrafficPolicy),

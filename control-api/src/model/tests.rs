@@ -150,6 +150,27 @@ fn rules_that_contradict_themselves_are_refused() {
 }
 
 #[test]
+fn routes_of_grpc_that_mean_nothing_are_refused() {
+    for (rule, words) in [
+        ("{}", "needs backendRefs"),
+        ("{backendRefs: [{name: a, weight: 0}]}", "sum of weights must be above 0"),
+        ("{backendRefs: [{name: a}], matches: [{method: {}}]}", "must name a service, a method or both"),
+        ("{backendRefs: [{name: a}], matches: [{method: {service: 'a/b'}}]}", "name of protobuf"),
+        ("{backendRefs: [{name: a}], matches: [{method: {service: a..b}}]}", "name of protobuf"),
+        ("{backendRefs: [{name: a}], matches: [{method: {method: 1st}}]}", "name of protobuf"),
+        ("{backendRefs: [{name: a}], matches: [{method: {type: RegularExpression, method: '('}}]}", "RE2"),
+        ("{backendRefs: [{name: a}], matches: [{path: {value: /a}}]}", "allowed here: method, headers"),
+        ("{backendRefs: [{name: a}], timeouts: {request: 1s}}", "timeouts"),
+        (
+            "{backendRefs: [{name: a}], filters: [{type: URLRewrite, urlRewrite: {hostname: a.b}}]}",
+            "RequestHeaderModifier and ResponseHeaderModifier only",
+        ),
+    ] {
+        assert_refused(&route(rule).replace("HTTPRoute", "GRPCRoute"), &["spec.rules[0]", words]);
+    }
+}
+
+#[test]
 fn policies_that_contradict_themselves_are_refused() {
     for (spec, words) in [
         ("timeouts: {request: 1s, perTry: 2s}", "not be longer"),
@@ -305,6 +326,7 @@ fn wordy() -> impl Strategy<Value = Value> {
         any::<f64>().prop_map(Value::from),
         "[-a-zA-Z0-9:/.*\\[\\](){}é]{0,12}".prop_map(Value::from),
         prop::sample::select(vec![
+            "GRPCRoute",
             "HTTPRoute",
             "Upstream",
             "TrafficPolicy",

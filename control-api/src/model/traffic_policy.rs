@@ -1,5 +1,5 @@
 //! Purpose: our kinds `TrafficPolicy` and `RateLimit`, which attach to routes and upstreams.
-//! Shape: a [`TargetRef`] names a whole HTTPRoute, one of its rules (`sectionName`), or an Upstream.
+//! Shape: a [`TargetRef`] names a whole HTTPRoute or GRPCRoute, one of its rules (`sectionName`), or an Upstream.
 //! A limit is a [`TokenBucket`]; every target has its own bucket in every proxy. Timeouts and retries
 //! on an Upstream hold for calls of its service by name, where no nearer policy sets them.
 //! Units: a bucket refills `fill` tokens each `interval`; Envoy's smallest interval is 50 ms.
@@ -18,7 +18,7 @@ const FILL_INTERVAL_MIN: Duration = Duration::from_millis(50);
 /// What a policy attaches to.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct TargetRef {
-    /// HTTPRoute or Upstream.
+    /// HTTPRoute, GRPCRoute or Upstream.
     pub kind: Kind,
     /// Its name, in the policy's namespace.
     pub name: String,
@@ -177,7 +177,7 @@ fn parse_targets(fields: &Fields<'_>) -> Vec<TargetRef> {
 
 fn parse_target(at: &Cursor<'_>) -> Option<TargetRef> {
     let fields = at.fields(&["group", "kind", "name", "sectionName"])?;
-    let words = [("HTTPRoute", Kind::HttpRoute), ("Upstream", Kind::Upstream)];
+    let words = [Kind::HttpRoute, Kind::GrpcRoute, Kind::Upstream].map(|kind| (kind.as_str(), kind));
     let kind = fields.required("kind").and_then(|at| at.choice(&words));
     if let (Some(kind), Some(group)) = (kind, fields.optional("group")) {
         let own = kind.api_version().trim_end_matches("/v1");

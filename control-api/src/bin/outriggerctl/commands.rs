@@ -240,7 +240,7 @@ fn summary(object: &Value) -> String {
         items.map(|item| text(item, &format!("/{field}"))).collect::<Vec<_>>().join(",")
     };
     match text(object, "/kind") {
-        "HTTPRoute" => {
+        "GRPCRoute" | "HTTPRoute" => {
             let rules = list("/spec/rules").map_or(0, Vec::len);
             let backends: Vec<String> = list("/spec/rules")
                 .into_iter()
