@@ -99,7 +99,18 @@ fn envoy_runs_under_our_control_plane() {
         });
     };
     wait_connected();
-    control.apply_and_wait(&[&upstreams, &shop(1, 0), policy].concat()).unwrap();
+    let calls = format!(
+        "---\napiVersion: outrigger.dev/v1\nkind: Upstream\nmetadata: {{ name: ledger }}\nspec:\n  \
+         endpoints: [{{ address: \"{}\" }}]\n  appProtocol: grpc\n---\n\
+         apiVersion: gateway.networking.k8s.io/v1\nkind: GRPCRoute\nmetadata: {{ name: ledger }}\nspec:\n  \
+         parentRefs: [{{ kind: Service, name: ledger }}]\n  rules:\n    - matches: [{{ method: {{ service: shop.v1.Ledger }} }}, {{ method: {{ method: Check }} }}]\n      \
+         backendRefs: [{{ name: ledger }}]\n---\n\
+         apiVersion: outrigger.dev/v1\nkind: TrafficPolicy\nmetadata: {{ name: ledger }}\nspec:\n  \
+         targetRefs: [{{ kind: GRPCRoute, name: ledger }}]\n  timeouts: {{ stream: 1h, grpcDeadlineMax: 1m }}\n  \
+         upgrades: [websocket]\n  retry: {{ on: [unavailable] }}\n",
+        app.address()
+    );
+    control.apply_and_wait(&[&upstreams, &shop(1, 0), policy, &calls].concat()).unwrap();
     let outbound = envoy.listener("outbound");
     let ask = || {
         let mut client = outrigger_tests::world::Downstream::connect(outbound).unwrap();
@@ -123,6 +134,11 @@ fn envoy_runs_under_our_control_plane() {
         "\"inbound\"",
         "local_ratelimit",
         "outrigger.policy.v1.RoutePolicy",
+        "explicit_http_config",
+        "use_downstream_protocol_config",
+        "shop.v1.Ledger",
+        "grpc_timeout_header_max",
+        "upgrade_configs",
     ] {
         assert!(dump.contains(part), "Envoy's config_dump does not show {part}: {dump}");
     }
