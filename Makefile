@@ -53,7 +53,7 @@ FUZZ_CASES ?= 10000
 fuzz-smoke: ## random input to the parsers, the converter and the policy reader, about a minute
 	$(CARGO) test --no-run --locked --workspace --lib
 	PROPTEST_CASES=$(FUZZ_CASES) OUTRIGGER_FUZZ_CASES=$(FUZZ_CASES) timeout 900 \
-	  $(CARGO) test --locked --workspace --lib -- convert:: http1:: route:: policy:: model::
+	  $(CARGO) test --locked --workspace --lib -- convert:: grpc:: http1:: route:: policy:: model::
 
 chart: ## the Helm chart: lint, render, refuse bad values
 	HELM="$$(python3 tests/tools/fetch.py helm)" sh tests/tools/chart.sh
