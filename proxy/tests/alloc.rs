@@ -24,8 +24,9 @@ use std::time::{Duration, Instant};
 use outrigger_proxy::bootstrap;
 use outrigger_proxy::config::{ListenerName, Publisher, Reader, Snapshot};
 use outrigger_proxy::drain::Drain;
+use outrigger_proxy::grpc::GrpcCode;
 use outrigger_proxy::listener::{self, Crew};
-use outrigger_proxy::stats::Registry;
+use outrigger_proxy::stats::{Call, MethodTable, Registry};
 use outrigger_proxy::worker::{Shared, Worker};
 use outrigger_reactor::{DriverKind, Mailbox, Options, Runtime, Sender, mailbox, spawn};
 
@@ -82,6 +83,22 @@ fn a_path_in_another_spelling_allocates_nothing() {
 #[test]
 fn a_large_answer_allocates_no_more_than_the_pools_blocks() {
     on_both("GET /large HTTP/1.1\r\nhost: shop\r\n\r\n", POOL_BLOCKS);
+}
+
+#[test]
+fn a_call_of_a_known_method_is_counted_without_allocating() {
+    let registry = Registry::default();
+    let table = MethodTable::new("orders".into());
+    let served = Call { code: GrpcCode::Ok, is_upstreams: true, request_messages: 1, response_messages: 1 };
+    let made_up = Call { code: GrpcCode::Unimplemented, ..served };
+    let count = || {
+        table.count(b"/shop.v1.Orders/Place", &served, &registry);
+        table.count(b"/shop.v1.Orders/NoSuch", &made_up, &registry);
+    };
+    count();
+    let before = counting::allocations();
+    (0..REQUESTS).for_each(|_| count());
+    assert_eq!(counting::allocations() - before, 0);
 }
 
 /// Sends `request` again and again through a worker on each driver; the counted ones may allocate `most` times in all.
