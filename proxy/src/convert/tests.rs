@@ -619,10 +619,14 @@ fn fuzz_cases() -> ProptestConfig {
 fn seeds() -> Vec<Vec<u8>> {
     let eds = json!({ "type": "EDS", "eds_cluster_config": { "eds_config": { "ads": {} } }, "outlier_detection": {
         "interval": "1s", "base_ejection_time": "2s" }, "circuit_breakers": { "thresholds": [{ "max_requests": 1 }] } });
+    let http2 = json!({ "max_concurrent_streams": 5, "connection_keepalive": { "timeout": "1s" } });
+    let eds = with(eds, &http_options(&json!({ "explicit_http_config": { "http2_protocol_options": http2 } })));
     let limited = json!({ "typed_per_filter_config": { "envoy.filters.http.local_ratelimit": {
         "@type": "type.googleapis.com/envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit",
         "stat_prefix": "l", "token_bucket": { "max_tokens": 1, "fill_interval": "1s" } } },
-        "route": { "retry_policy": { "retry_on": "5xx", "retry_back_off": { "base_interval": "1s" } } },
+        "route": { "retry_policy": { "retry_on": "5xx", "retry_back_off": { "base_interval": "1s" } },
+            "max_stream_duration": { "grpc_timeout_header_max": "1s" },
+            "upgrade_configs": [{ "upgrade_type": "CONNECT", "connect_config": {} }] },
         "match": { "headers": [{ "name": "a", "string_match": { "safe_regex": { "regex": "a+" } } }] } });
     vec![
         json::from_value::<Cluster>(&with(base_cluster(), &eds)).unwrap().encode_to_vec(),
@@ -630,7 +634,10 @@ fn seeds() -> Vec<Vec<u8>> {
         json::from_value::<RouteConfiguration>(&base_table(&json!([with(base_route(), &limited)])))
             .unwrap()
             .encode_to_vec(),
-        json::from_value::<Listener>(&base_listener(&hcm(&json!({})))).unwrap().encode_to_vec(),
+        json::from_value::<Listener>(&base_listener(&hcm(&json!({ "codec_type": "HTTP2",
+            "http2_protocol_options": http2, "upgrade_configs": [{ "upgrade_type": "websocket" }] }))))
+        .unwrap()
+        .encode_to_vec(),
         json::from_value::<Listener>(&base_listener(&tcp_proxy(&json!({ "idle_timeout": "1s" }))))
             .unwrap()
             .encode_to_vec(),
