@@ -9,6 +9,7 @@ pub mod bootstrap;
 pub mod chance;
 pub mod config;
 pub mod convert;
+pub mod detect;
 pub mod drain;
 pub mod fault;
 pub mod grpc;
