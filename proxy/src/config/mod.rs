@@ -9,6 +9,7 @@
 //!
 //! **Source.** The names and defaults are Envoy's v3 API.
 
+mod chain;
 mod cluster;
 mod http2;
 mod listener;
@@ -18,6 +19,10 @@ mod publish;
 mod route;
 mod snapshot;
 
+pub use chain::{
+    ChainId, ChainMatch, FilterChain, HttpInspection, Inspection, IpPrefix, PortMatch, ProxyInspection, ProxyVersion,
+    ServerNameMatch, SourceType, Takes, TlsInspection, Transport,
+};
 pub use cluster::{
     CircuitLimits, ClusterConfig, Discovery, EndpointConfig, EndpointHealth, EndpointSet, LoadBalancing,
     OutlierDetection, RetryBudget,
@@ -27,7 +32,7 @@ pub use listener::{
     ClusterShare, Direction, EscapedSlashes, HttpConnectionConfig, ListenerConfig, Protocol, RouteSource, ServerHeader,
     TcpConnectionConfig, UnderscoreHeaders,
 };
-pub use name::{ClusterName, ListenerName, RouteTableName};
+pub use name::{ChainName, ClusterName, ListenerName, RouteTableName};
 pub use policy::{LocalRateLimit, RetryOn, RetryPolicy, TokenBucketConfig};
 pub use publish::{Publisher, Reader};
 pub use route::{

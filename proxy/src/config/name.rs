@@ -50,6 +50,10 @@ macro_rules! name {
 }
 
 name!(
+    /// Name of a filter chain, unique in its listener.
+    ChainName
+);
+name!(
     /// Name of an upstream cluster.
     ClusterName
 );

@@ -17,10 +17,12 @@
 //!
 //! **Tests.** Every split of every sample, and random bytes, at the foot of each file.
 
+mod choose;
 mod client_hello;
 mod preface;
 mod proxy_protocol;
 
+pub use choose::{Facts, Needs, choose, needs};
 pub use client_hello::{ClientHello, HelloReader, HelloVerdict, protocols};
 pub use preface::{HTTP2_PREFACE, LINE_MAX, LineReader, Preface, is_http2};
-pub use proxy_protocol::{PROXY_HEADER_MAX, ProxyVerdict, ProxyVersion, proxy_header};
+pub use proxy_protocol::{PROXY_HEADER_MAX, ProxyVerdict, proxy_header};

@@ -30,6 +30,18 @@ pub enum Preface {
     Opaque,
 }
 
+impl Preface {
+    /// The name that a filter chain asks for, as a list of protocols.
+    pub fn protocol(self) -> &'static [u8] {
+        match self {
+            Self::Http10 => b"\x08http/1.0",
+            Self::Http11 => b"\x08http/1.1",
+            Self::Http2 => b"\x03h2c",
+            Self::Opaque => b"",
+        }
+    }
+}
+
 /// Whether bytes begin HTTP/2; `None`: they may.
 pub fn is_http2(bytes: &[u8]) -> Option<bool> {
     if bytes.len() < HTTP2_PREFACE.len() && HTTP2_PREFACE.starts_with(bytes) {

@@ -10,6 +10,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use crate::config::ProxyVersion;
+
 /// Bytes of a header, its additional values included.
 pub const PROXY_HEADER_MAX: usize = 16 * 1024;
 
@@ -17,15 +19,6 @@ const TEXT: &[u8] = b"PROXY ";
 const TEXT_MAX: usize = 107;
 const BINARY: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
 const BINARY_HEADER: usize = 16;
-
-/// The form of a header.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ProxyVersion {
-    /// Text.
-    V1,
-    /// Binary.
-    V2,
-}
 
 /// What the first bytes are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,12 +38,12 @@ pub enum ProxyVerdict {
     Malformed,
 }
 
-/// What `bytes` begin with; `None`: the next byte may tell.
-pub fn proxy_header(bytes: &[u8]) -> Option<ProxyVerdict> {
+/// What `bytes` begin with; `None`: the next byte may tell. A header of the refused form is none.
+pub fn proxy_header(bytes: &[u8], refused: Option<ProxyVersion>) -> Option<ProxyVerdict> {
     let may_be = |signature: &[u8]| signature.starts_with(&bytes[..bytes.len().min(signature.len())]);
-    if may_be(TEXT) {
+    if may_be(TEXT) && refused != Some(ProxyVersion::V1) {
         text_header(bytes)
-    } else if may_be(BINARY) {
+    } else if may_be(BINARY) && refused != Some(ProxyVersion::V2) {
         binary_header(bytes)
     } else {
         Some(ProxyVerdict::Absent)
@@ -159,7 +152,7 @@ mod tests {
 
     /// The verdict with the number of bytes it took, given one by one.
     fn bytewise(bytes: &[u8]) -> (Option<ProxyVerdict>, usize) {
-        let verdict = (1..=bytes.len()).find_map(|end| Some((proxy_header(&bytes[..end])?, end)));
+        let verdict = (1..=bytes.len()).find_map(|end| Some((proxy_header(&bytes[..end], None)?, end)));
         verdict.map_or((None, bytes.len()), |(verdict, end)| (Some(verdict), end))
     }
 
@@ -189,7 +182,7 @@ mod tests {
             (binary(0x21, 0x11, &[v4(), vec![0; PROXY_HEADER_MAX - 28]].concat()), V2, some),
         ] {
             let told = header(version, bytes.len(), addresses);
-            assert_eq!(proxy_header(&[&bytes, b"GET /".as_slice()].concat()), Some(told));
+            assert_eq!(proxy_header(&[&bytes, b"GET /".as_slice()].concat(), None), Some(told));
             assert_eq!(bytewise(&bytes), (Some(told), bytes.len()), "not before it is whole");
         }
     }
@@ -231,7 +224,11 @@ mod tests {
         {
             assert_eq!(bytewise(bytes), (Some(ProxyVerdict::Absent), after));
         }
-        assert_eq!(proxy_header(b""), None);
+        assert_eq!(proxy_header(b"", None), None);
+        let refused = [(ProxyVersion::V1, b"PROXY UNKNOWN\r\n".to_vec()), (ProxyVersion::V2, binary(0x20, 0, b""))];
+        for (version, bytes) in refused {
+            assert_eq!(proxy_header(&bytes, Some(version)), Some(ProxyVerdict::Absent));
+        }
     }
 
     proptest! {
@@ -244,8 +241,8 @@ mod tests {
             let mut bytes = start;
             let at = at.index(bytes.len() + 1);
             bytes.splice(at..at, noise);
-            prop_assert_eq!(bytewise(&bytes).0, proxy_header(&bytes));
-            if let Some(ProxyVerdict::Header { len, .. }) = proxy_header(&bytes) {
+            prop_assert_eq!(bytewise(&bytes).0, proxy_header(&bytes, None));
+            if let Some(ProxyVerdict::Header { len, .. }) = proxy_header(&bytes, None) {
                 prop_assert!(len <= bytes.len());
             }
         }
