@@ -228,12 +228,12 @@ fn resources() -> Resources {
         response_edits: HeaderEdits::default(),
         ignore_port_in_host: false,
     };
-    let listener = ListenerConfig {
-        name: LISTENER.into(),
-        addresses: vec![SocketAddr::from(([127, 0, 0, 1], 15001))],
-        direction: Direction::Outbound,
-        protocol: Protocol::Http(Arc::new(HttpConnectionConfig::new("outbound", RouteSource::Inline(Arc::new(table))))),
-    };
+    let listener = ListenerConfig::plain(
+        LISTENER.into(),
+        vec![SocketAddr::from(([127, 0, 0, 1], 15001))],
+        Direction::Outbound,
+        Protocol::Http(Arc::new(HttpConnectionConfig::new("outbound", RouteSource::Inline(Arc::new(table))))),
+    );
     resources.listeners.insert(listener.name.clone(), Arc::new(listener));
     resources
 }

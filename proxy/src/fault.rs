@@ -28,6 +28,8 @@ pub enum Stage {
     Balance,
     /// Opening a connection.
     Connect,
+    /// Telling what a connection is.
+    Detect,
     /// Reading a message head or body.
     Parse,
     /// Rate limits and circuit limits.
@@ -107,12 +109,20 @@ kinds! {
     HeadTimeout:       Downstream Parse    "head-timeout"       408 Safe    "DT";
     /// The request did not arrive in time.
     RequestTimeout:    Downstream Parse    "request-timeout"    408 Unknown "DT";
+    /// The connection begins with no PROXY header, or with a broken one.
+    BadProxyHeader:    Downstream Detect   "bad-proxy-header"   0   Never   "DPE";
+    /// The connection does not begin with a ClientHello that can be read.
+    BadClientHello:    Downstream Detect   "bad-client-hello"   0   Never   "DPE";
+    /// The client did not say in time what its connection is.
+    DetectTimeout:     Downstream Detect   "timeout"            0   Safe    "DT";
     /// An upgrade or CONNECT that no configuration grants.
     UpgradeRefused:    Downstream Route    "upgrade-refused"    403 Never   "";
     /// The time that a call of gRPC was given by its caller ran out.
     CallTimeout:       Downstream Response "call-timeout"     408 Unknown "UT";
     /// The downstream went away before its answer.
     Gone:              Downstream Response "gone"               0   Unknown "DC";
+    /// No filter chain of the listener takes the connection.
+    NoFilterChain:     Local      Detect   "no-filter-chain"    0   Never   "NR";
     /// No route matches.
     NoRoute:           Local      Route    "no-route"           404 Never   "NR";
     /// The route's cluster is not there.
@@ -196,6 +206,7 @@ impl Stage {
         match self {
             Self::Balance => "balance",
             Self::Connect => "connect",
+            Self::Detect => "detect",
             Self::Parse => "parse",
             Self::Policy => "policy",
             Self::Relay => "relay",

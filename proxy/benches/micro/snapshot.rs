@@ -11,9 +11,10 @@ pub(crate) fn bench(criterion: &mut Criterion) {
     group.bench_function("Worker::view", |bencher| bencher.iter(|| worker.view()));
     let name = resources.listeners.keys().next().expect("the bench has a listener");
     let view = worker.view();
-    group.bench_function("View::http", |bencher| bencher.iter(|| view.http(name)));
-    group.bench_function("View::listener and its routes", |bencher| {
-        bencher.iter(|| view.listener(name).and_then(|listener| view.routes(listener)).is_some());
+    let chain = view.listener(name).expect("the bench has a listener").id();
+    group.bench_function("View::http", |bencher| bencher.iter(|| view.http(chain)));
+    group.bench_function("View::chain and its routes", |bencher| {
+        bencher.iter(|| view.chain(chain).and_then(|chain| view.routes(chain)).is_some());
     });
     group.finish();
 }

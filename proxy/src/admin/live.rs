@@ -1,6 +1,6 @@
 //! `/routes`, `/clusters`, `/listeners`: what is configured, with the numbers of the moment.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -11,11 +11,11 @@ use serde_json::{Map, Value, json};
 
 use super::render::{Format, reply};
 use super::{Admin, AdminSources};
-use crate::config::{ListenerConfig, Protocol, RouteSource, VirtualHost};
+use crate::config::{HttpConnectionConfig, ListenerConfig, Protocol, RouteSource, Snapshot, VirtualHost};
 use crate::observe::describe;
 use crate::stats::{
-    ClusterCell, Counter, EndpointCell, FaultCounters, Histogram, HistogramReport, ListenerCell, MethodCell, MethodKey,
-    RouteCell, RouteKey, SuppressReason,
+    ClusterCell, Counter, Detected, EndpointCell, FaultCounters, Histogram, HistogramReport, ListenerCell, MethodCell,
+    MethodKey, RouteCell, RouteKey, SuppressReason,
 };
 
 pub(super) async fn routes(State(admin): State<Admin>, format: Format) -> Response {
@@ -26,23 +26,25 @@ pub(super) async fn routes(State(admin): State<Admin>, format: Format) -> Respon
     admin.registry.routes(|key, cells| {
         numbers.insert(key.clone(), route_numbers(cells));
     });
-    let listeners: Vec<Value> = snapshot
-        .listeners()
-        .iter()
-        .filter(|listener| listener.http().is_some())
-        .map(|listener| {
-            let table = snapshot.routes_of(listener);
-            let hosts = table.map(|table| {
+    let mut listeners = Vec::new();
+    for listener in snapshot.listeners() {
+        // Chains may share a table; its routes are counted once.
+        let mut seen = HashSet::new();
+        for http in listener.https() {
+            if !seen.insert((route_table_name(http), snapshot.routes_of(http).map(Arc::as_ptr))) {
+                continue;
+            }
+            let hosts = snapshot.routes_of(http).map(|table| {
                 let hosts = table.virtual_hosts.iter();
                 hosts.map(|host| host_routes(listener, host, &mut numbers, &levels)).collect::<Vec<_>>()
             });
-            json!({
+            listeners.push(json!({
                 "listener": listener.name.as_str(),
-                "route_table": route_table_name(listener),
+                "route_table": route_table_name(http),
                 "virtual_hosts": hosts,
-            })
-        })
-        .collect();
+            }));
+        }
+    }
     // What is left over counted under no route, or under one that has left the configuration.
     let others: Vec<Value> = numbers
         .into_iter()
@@ -58,11 +60,11 @@ pub(super) async fn routes(State(admin): State<Admin>, format: Format) -> Respon
     reply(format, &json!({ "epoch": snapshot.epoch, "listeners": listeners, "not_in_configuration": others }))
 }
 
-fn route_table_name(listener: &ListenerConfig) -> Option<&str> {
-    Some(match &listener.http()?.routes {
+fn route_table_name(http: &HttpConnectionConfig) -> &str {
+    match &http.routes {
         RouteSource::Inline(table) => table.name.as_str(),
         RouteSource::Named(name) => name.as_str(),
-    })
+    }
 }
 
 fn host_routes(
@@ -226,20 +228,42 @@ pub(super) async fn listeners(State(admin): State<Admin>, format: Format) -> Res
             "direction": describe::direction(listener.direction),
             "numbers": numbers.remove(name).unwrap_or_else(|| listener_numbers(&[])),
         });
-        match &listener.protocol {
-            Protocol::Http(_) => {
-                told["protocol"] = json!("http");
-                told["route_table"] = json!(route_table_name(listener));
-                told["has_routes"] = json!(snapshot.routes_of(listener).is_some());
-            }
-            Protocol::Tcp(tcp) => {
-                told["protocol"] = json!("tcp");
-                told["clusters"] = describe::shares(&tcp.clusters);
-            }
+        if let Some(only) = listener.only_chain() {
+            add_protocol(&mut told, &only.protocol, &snapshot);
+        } else {
+            let chains = listener.chains.iter().map(|chain| {
+                let mut told = json!({ "name": chain.name.as_str(), "takes": describe::takes(&chain.takes) });
+                add_protocol(&mut told, &chain.protocol, &snapshot);
+                told
+            });
+            told["chains"] = chains.collect();
+            told["inspection"] = describe::inspection(&listener.inspection);
         }
         told
     });
     reply(format, &json!({ "epoch": snapshot.epoch, "listeners": listeners.collect::<Vec<_>>() }))
+}
+
+fn detections(cells: &[Arc<ListenerCell>]) -> Value {
+    let counts = Detected::ALL.iter().enumerate().map(|(at, detected)| {
+        let count: u64 = cells.iter().map(|cell| cell.detected[at].value()).sum();
+        (detected.label().to_owned(), json!(count))
+    });
+    Value::Object(counts.filter(|(_, count)| *count != json!(0)).collect())
+}
+
+fn add_protocol(told: &mut Value, protocol: &Protocol, snapshot: &Snapshot) {
+    match protocol {
+        Protocol::Http(http) => {
+            told["protocol"] = json!("http");
+            told["route_table"] = json!(route_table_name(http));
+            told["has_routes"] = json!(snapshot.routes_of(http).is_some());
+        }
+        Protocol::Tcp(tcp) => {
+            told["protocol"] = json!("tcp");
+            told["clusters"] = describe::shares(&tcp.clusters);
+        }
+    }
 }
 
 fn listener_numbers(cells: &[Arc<ListenerCell>]) -> Value {
@@ -251,6 +275,9 @@ fn listener_numbers(cells: &[Arc<ListenerCell>]) -> Value {
         "requests": sum(|cell| &cell.requests),
         "received_bytes": sum(|cell| &cell.bytes_in),
         "sent_bytes": sum(|cell| &cell.bytes_out),
+        "proxy_headers": sum(|cell| &cell.proxy_headers),
+        "server_first": sum(|cell| &cell.server_first),
+        "detections": detections(cells),
         "faults": faults(cells.iter().map(|cell| &cell.faults)),
     })
 }

@@ -499,8 +499,10 @@ fn configured_routes(snapshot: &Snapshot) -> Vec<(RouteKey, String)> {
     let mut keys = Vec::new();
     for listener in snapshot.listeners() {
         let name: Arc<str> = Arc::from(listener.name.as_str());
-        let hosts = snapshot.routes_of(listener).map(|table| &table.virtual_hosts);
-        for host in hosts.into_iter().flatten() {
+        let mut seen = HashSet::new();
+        let tables = listener.https().filter_map(|http| snapshot.routes_of(http));
+        let tables = tables.filter(|table| seen.insert(Arc::as_ptr(table)));
+        for host in tables.flat_map(|table| &table.virtual_hosts) {
             keys.extend(host.routes.iter().map(|route| {
                 let key =
                     RouteKey { listener: name.clone(), virtual_host: host.name.clone(), route: route.name.clone() };

@@ -182,7 +182,7 @@ impl Reader {
         for (at, listener) in given.listeners.iter().enumerate() {
             let path = format!("static_resources.listeners[{at}]");
             let Some(config) = self.take(&path, convert::listener(&listener.encode_to_vec())) else { continue };
-            if ads.is_none() && config.named_routes().is_some() {
+            if ads.is_none() && config.named_routes().next().is_some() {
                 self.refuse(path.as_str(), format!("its routes come by ads; {NO_ADS}"));
             }
             for address in config.addresses.iter().filter(|address| address.port() != 0) {

@@ -21,7 +21,7 @@ fn a_static_file_becomes_linked_resources() {
     let (snapshot, dangling) = Snapshot::link(1, &bootstrap.resources);
     assert_eq!(dangling, []);
     let listener = snapshot.listener("ingress").unwrap();
-    let table = snapshot.routes_of(listener).unwrap();
+    let table = snapshot.routes_of(listener.https().next().unwrap()).unwrap();
     let route = &table.virtual_hosts[0].routes[0];
     assert_eq!(&*route.rate_limit.as_ref().unwrap().rule, "orders_limit@ingress_routes/all/orders");
     let RouteAction::Forward(forward) = &route.action else { panic!("{route:?}") };

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{
-    ClusterIndex, ClusterName, Codec, HeaderEdits, Http2Config, ListenerName, LocalRateLimit, RouteTable,
-    RouteTableName, Upgrade,
+    ChainName, ClusterIndex, ClusterName, Codec, FilterChain, HeaderEdits, Http2Config, Inspection, ListenerName,
+    LocalRateLimit, RouteTable, RouteTableName, Takes, Upgrade,
 };
 
 /// Which way traffic through a listener flows, seen from the workload.
@@ -30,35 +30,62 @@ pub struct ListenerConfig {
     pub addresses: Vec<SocketAddr>,
     /// Inbound or outbound.
     pub direction: Direction,
-    /// What its connections are.
-    pub protocol: Protocol,
+    /// What is looked at of a connection before it gets its chain.
+    pub inspection: Inspection,
+    /// What is done with its connections: at least one chain, each with a name of its own.
+    pub chains: Vec<FilterChain>,
 }
 
 impl ListenerConfig {
-    /// Its HTTP settings; `None`: it does not serve HTTP.
-    pub fn http(&self) -> Option<&Arc<HttpConnectionConfig>> {
-        match &self.protocol {
-            Protocol::Http(http) => Some(http),
-            Protocol::Tcp(_) => None,
+    /// One chain for all connections, looked at by nothing.
+    pub fn plain(name: ListenerName, addresses: Vec<SocketAddr>, direction: Direction, protocol: Protocol) -> Self {
+        let chain = FilterChain { name: ChainName::from("any"), takes: Takes::Rest, protocol };
+        Self { name, addresses, direction, inspection: Inspection::default(), chains: vec![chain] }
+    }
+
+    /// The chain that takes every connection as it is accepted: no byte and no address of it needs to be known.
+    pub fn only_chain(&self) -> Option<&FilterChain> {
+        let refuses_bytes = self.inspection.tls.as_ref().is_some_and(|tls| tls.closes_on_error);
+        match &self.chains[..] {
+            [only] if self.inspection.proxy.is_none() && !refuses_bytes => match &only.takes {
+                Takes::Match(asked) => asked.is_any().then_some(only),
+                Takes::Rest => Some(only),
+            },
+            _ => None,
         }
     }
 
-    /// The route table that it takes from discovery.
-    pub fn named_routes(&self) -> Option<&RouteTableName> {
-        match &self.http()?.routes {
+    /// The HTTP settings of its chains that have some, in order.
+    pub fn https(&self) -> impl Iterator<Item = &Arc<HttpConnectionConfig>> {
+        self.chains.iter().filter_map(|chain| chain.protocol.http())
+    }
+
+    /// The route tables that it takes from discovery.
+    pub fn named_routes(&self) -> impl Iterator<Item = &RouteTableName> {
+        self.https().filter_map(|http| match &http.routes {
             RouteSource::Named(name) => Some(name),
             RouteSource::Inline(_) => None,
-        }
+        })
     }
 }
 
-/// What the connections of a listener are.
+/// What the connections of a chain are.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Protocol {
     /// Requests, routed one by one.
     Http(Arc<HttpConnectionConfig>),
     /// Opaque bytes: each connection is one to an endpoint of a cluster.
     Tcp(Arc<TcpConnectionConfig>),
+}
+
+impl Protocol {
+    /// The HTTP settings; `None`: it is not HTTP.
+    pub fn http(&self) -> Option<&Arc<HttpConnectionConfig>> {
+        match self {
+            Self::Http(http) => Some(http),
+            Self::Tcp(_) => None,
+        }
+    }
 }
 
 /// Settings of opaque connections. Defaults are Envoy's.

@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::{
-    ClusterConfig, ClusterName, ClusterTarget, EndpointSet, HttpConnectionConfig, ListenerConfig, ListenerName,
-    LocalRateLimit, Protocol, RouteAction, RouteSource, RouteTable, RouteTableName,
+    ClusterConfig, ClusterName, ClusterTarget, EndpointSet, FilterChain, HttpConnectionConfig, ListenerConfig,
+    ListenerName, LocalRateLimit, Protocol, RouteAction, RouteSource, RouteTable, RouteTableName,
 };
 
 /// Place of a cluster in its snapshot: valid in that snapshot alone.
@@ -135,9 +135,9 @@ impl Snapshot {
         self.route_tables.values()
     }
 
-    /// The routes of a listener; `None` when its named table is not there, or when it has none to have.
-    pub fn routes_of<'a>(&'a self, listener: &'a ListenerConfig) -> Option<&'a Arc<RouteTable>> {
-        match &listener.http()?.routes {
+    /// The routes of HTTP connections; `None` when their named table is not there.
+    pub fn routes_of<'a>(&'a self, http: &'a HttpConnectionConfig) -> Option<&'a Arc<RouteTable>> {
+        match &http.routes {
             RouteSource::Inline(table) => Some(table),
             RouteSource::Named(name) => self.route_tables.get(name),
         }
@@ -152,7 +152,7 @@ impl Snapshot {
             }
         };
         self.route_tables.values().for_each(|table| of_table(table));
-        let http = || self.listeners.iter().filter_map(|listener| listener.http());
+        let http = || self.listeners.iter().flat_map(|listener| listener.https());
         for http in http() {
             if let RouteSource::Inline(table) = &http.routes {
                 of_table(table);
@@ -184,32 +184,43 @@ fn link_listener(
     clusters: &HashMap<ClusterName, ClusterIndex>,
     dangling: &mut Vec<Dangling>,
 ) -> Arc<ListenerConfig> {
-    let protocol = match &listener.protocol {
-        Protocol::Http(http) => match &http.routes {
-            RouteSource::Named(name) => {
-                if !tables.contains_key(name) {
-                    dangling.push(Dangling::RouteTable { listener: listener.name.clone(), route_table: name.clone() });
-                }
-                return listener.clone();
-            }
-            RouteSource::Inline(table) => {
+    for name in listener.named_routes().filter(|name| !tables.contains_key(*name)) {
+        dangling.push(Dangling::RouteTable { listener: listener.name.clone(), route_table: name.clone() });
+    }
+    let is_linked = |http: &Arc<HttpConnectionConfig>| matches!(http.routes, RouteSource::Named(_));
+    if listener.chains.iter().all(|chain| chain.protocol.http().is_some_and(is_linked)) {
+        return listener.clone();
+    }
+    let mut linked = (**listener).clone();
+    for chain in &mut linked.chains {
+        link_chain(chain, &listener.name, clusters, dangling);
+    }
+    Arc::new(linked)
+}
+
+fn link_chain(
+    chain: &mut FilterChain,
+    listener: &ListenerName,
+    clusters: &HashMap<ClusterName, ClusterIndex>,
+    dangling: &mut Vec<Dangling>,
+) {
+    match &mut chain.protocol {
+        Protocol::Http(http) => {
+            if let RouteSource::Inline(table) = &http.routes {
                 let routes = RouteSource::Inline(link_table(table, clusters, dangling));
-                Protocol::Http(Arc::new(HttpConnectionConfig { routes, ..(**http).clone() }))
+                Arc::make_mut(http).routes = routes;
             }
-        },
+        }
         Protocol::Tcp(tcp) => {
-            let mut linked = (**tcp).clone();
-            for share in &mut linked.clusters {
+            for share in &mut Arc::make_mut(tcp).clusters {
                 share.index = clusters.get(&share.cluster).copied();
                 if share.index.is_none() {
-                    let (listener, cluster) = (listener.name.clone(), share.cluster.clone());
+                    let (listener, cluster) = (listener.clone(), share.cluster.clone());
                     dangling.push(Dangling::ListenerCluster { listener, cluster });
                 }
             }
-            Protocol::Tcp(Arc::new(linked))
         }
-    };
-    Arc::new(ListenerConfig { protocol, ..(**listener).clone() })
+    }
 }
 
 fn link_table(

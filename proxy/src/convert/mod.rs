@@ -18,10 +18,12 @@
 mod at;
 mod cluster;
 mod endpoint;
+mod filter_chain;
 mod hcm;
 mod header;
 mod http2;
 mod listener;
+mod listener_filter;
 mod matcher;
 mod policy;
 mod read;

@@ -9,7 +9,10 @@ use prost::Message as _;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::config::{Codec, Discovery, HeaderTest, LoadBalancing, PathMatch, Protocol, RouteAction, UpstreamProtocol};
+use crate::config::{
+    Codec, Discovery, HeaderTest, Inspection, LoadBalancing, PathMatch, Protocol, ProxyVersion, RouteAction,
+    TlsInspection, UpstreamProtocol,
+};
 
 /// Lays `over` over `base`: objects merge, the rest replaces.
 fn merge(base: &mut Value, over: &Value) {
@@ -481,7 +484,7 @@ fn listeners_keep_their_constraints() {
         &[
             (json!({ "address": null }), "address: is not set"),
             (json!({ "address": { "socket_address": { "protocol": "UDP" } } }), "protocol: UDP is not served"),
-            (json!({ "filter_chains": [] }), "filter_chains: 0 filter chains"),
+            (json!({ "filter_chains": [] }), "filter_chains: is empty; at least one is required"),
             (
                 json!({ "filter_chains": [{}] }),
                 "filter_chains[0].filters: does not end in the HTTP connection manager or the TCP proxy",
@@ -489,6 +492,162 @@ fn listeners_keep_their_constraints() {
             (json!({ "bind_to_port": false }), "bind_to_port: "),
         ],
     );
+}
+
+fn chain(name: &str, asked: &Value) -> Value {
+    json!({ "name": name, "filter_chain_match": asked, "filters": [{ "name": "tcp", "typed_config": tcp_proxy(&json!({})) }] })
+}
+
+fn listener_of(chains: &[Value], over: &Value) -> Value {
+    with(base_listener(&json!(null)), &with(json!({ "filter_chains": chains }), over))
+}
+
+fn listener_filter(kind: &str, over: &Value) -> Value {
+    let url = format!("type.googleapis.com/envoy.extensions.filters.listener.{kind}");
+    json!({ "name": "f", "typed_config": with(json!({ "@type": url }), over) })
+}
+
+#[test]
+fn filter_chain_matches_keep_their_constraints() {
+    let cases = [
+        (json!({ "destination_port": 0 }), "destination_port: 0 is not in 1..=65535"),
+        (json!({ "destination_port": 65_536 }), "destination_port: 65536 is not in 1..=65535"),
+        (
+            json!({ "prefix_ranges": [{ "address_prefix": "a" }] }),
+            "prefix_ranges[0].address_prefix: \"a\" is not an IP",
+        ),
+        (
+            json!({ "source_prefix_ranges": [{ "address_prefix": "10.0.0.0", "prefix_len": 33 }] }),
+            "source_prefix_ranges[0].prefix_len: 33 is not in 0..=32",
+        ),
+        (
+            json!({ "direct_source_prefix_ranges": [{ "address_prefix": "::", "prefix_len": 129 }] }),
+            "direct_source_prefix_ranges[0].prefix_len: 129 is not in 0..=128",
+        ),
+        (json!({ "source_ports": [1, 0] }), "source_ports[1]: 0 is not in 1..=65535"),
+        (json!({ "server_names": ["*a.example"] }), "server_names[0]: \"*a.example\" is neither a name nor \"*.\""),
+        (json!({ "server_names": ["*"] }), "server_names[0]: \"*\" is neither"),
+        (json!({ "server_names": ["a.*.b"] }), "server_names[0]: \"a.*.b\" is neither"),
+        (json!({ "server_names": [""] }), "server_names[0]: \"\" is not a server name"),
+        (json!({ "transport_protocol": "quic" }), "transport_protocol: \"quic\" is not one of"),
+        (json!({ "application_protocols": [""] }), "application_protocols[0]: 0 bytes are not in 1..=255"),
+        (json!({ "address_suffix": "a", "suffix_len": 1 }), "address_suffix: is not served"),
+    ];
+    for (asked, text) in cases {
+        let told = read_listener(&listener_of(&[chain("", &asked)], &json!({}))).result;
+        let told = told.expect_err(&format!("{asked} was taken")).to_string();
+        assert!(told.contains(&format!("filter_chains[0].filter_chain_match.{text}")), "{asked}\n told: {told}");
+    }
+    let named = |names: &[&str]| chain("", &json!({ "server_names": names }));
+    for chains in [[named(&["a", "B"]), named(&["c", "b"])], [chain("", &json!({})), chain("", &json!(null))]] {
+        let told = read_listener(&listener_of(&chains, &json!({}))).result.unwrap_err().to_string();
+        assert!(told.contains("filter_chains[1].filter_chain_match: matches connections ("), "{told}");
+        assert!(told.contains("that filter_chains[0] matches as well"), "{told}");
+    }
+    let default = json!({ "default_filter_chain": chain("", &json!({ "destination_port": 1 })) });
+    let told = read_listener(&listener_of(&[], &default)).result.unwrap_err().to_string();
+    assert!(told.contains("default_filter_chain.filter_chain_match: matches (destination_port=1)"), "{told}");
+    let tls = json!({ "transport_socket": { "name": "tls", "typed_config": {
+        "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext" } } });
+    let second = with(chain("", &json!({ "server_names": ["a"] })), &tls);
+    let told =
+        read_listener(&listener_of(&[chain("", &json!({})), second], &json!({}))).result.unwrap_err().to_string();
+    assert!(told.contains("filter_chains[1].transport_socket.typed_config: transport socket"), "{told}");
+}
+
+#[test]
+fn filter_chains_are_read_and_named_apart() {
+    let asked = json!({
+        "destination_port": 443, "prefix_ranges": [{ "address_prefix": "10.1.2.3", "prefix_len": 8 }],
+        "server_names": ["A.example", "*.b.example"], "transport_protocol": "tls", "application_protocols": ["h2"],
+        "direct_source_prefix_ranges": [{ "address_prefix": "::1" }], "source_type": "EXTERNAL",
+        "source_prefix_ranges": [{ "address_prefix": "192.0.2.0", "prefix_len": 24 }], "source_ports": [5, 6],
+    });
+    let chains = [
+        chain("", &asked),
+        chain("same", &json!({ "transport_protocol": "tls" })),
+        chain("same", &json!({ "transport_protocol": "raw_buffer" })),
+        chain("alone", &json!({ "destination_port": 80 })),
+    ];
+    let default = json!({ "default_filter_chain": chain("", &json!({})) });
+    let converted = read_listener(&listener_of(&chains, &default));
+    assert_eq!(converted.ignored, Vec::<String>::new());
+    let listener = converted.result.unwrap();
+    let names: Vec<&str> = listener.chains.iter().map(|chain| chain.name.as_str()).collect();
+    assert_eq!(
+        names,
+        [
+            "destination_port=443; destinations=10.0.0.0/8; server_names=a.example,*.b.example; transport=tls; \
+             protocols=h2; direct_sources=::/0; source_type=external; sources=192.0.2.0/24; source_ports=5,6",
+            "same (transport=tls)",
+            "same (transport=raw_buffer)",
+            "alone",
+            "default",
+        ]
+    );
+    assert!(listener.only_chain().is_none());
+    let inspection = &listener.inspection;
+    assert_eq!(inspection.tls, Some(TlsInspection::default()), "put in, since a chain asks for it");
+    assert_eq!((&inspection.proxy, &inspection.http), (&None, &None));
+    assert_eq!((inspection.timeout, inspection.goes_on), (Some(Duration::from_secs(15)), false));
+    let one = read_listener(&listener_of(&[chain("", &json!({}))], &json!({}))).result.unwrap();
+    assert!(one.only_chain().is_some() && one.inspection == Inspection::default());
+}
+
+#[test]
+fn listener_filters_keep_their_constraints() {
+    const TLS: &str = "tls_inspector.v3.TlsInspector";
+    const PROXY: &str = "proxy_protocol.v3.ProxyProtocol";
+    let read = |filters: &Value| {
+        let over = json!({ "listener_filters": filters, "listener_filters_timeout": "0s",
+            "continue_on_listener_filters_timeout": true });
+        read_listener(&listener_of(&[chain("", &json!({}))], &over))
+    };
+    let none = json!({});
+    let off = |filter: Value, rule: Value| with(filter, &json!({ "filter_disabled": rule }));
+    let range = |start: i32, end: i32| json!({ "destination_port_range": { "start": start, "end": end } });
+    let mut deep = range(1, 2);
+    (0..16).for_each(|_| deep = json!({ "not_match": deep }));
+    for (filters, text) in [
+        (
+            json!([listener_filter(TLS, &none), listener_filter(TLS, &none)]),
+            "[1]: envoy.extensions.filters.listener.tls",
+        ),
+        (json!([listener_filter(TLS, &none), listener_filter(PROXY, &none)]), "[1]: comes after an inspector"),
+        (
+            json!([listener_filter(TLS, &json!({ "max_client_hello_size": 16385 }))]),
+            "max_client_hello_size: 16385 is not",
+        ),
+        (
+            json!([listener_filter(PROXY, &json!({ "disallowed_versions": ["V1", "V2"] }))]),
+            "disallowed_versions: names both",
+        ),
+        (json!([listener_filter("original_dst.v3.OriginalDst", &none)]), "[0].typed_config: listener filter envoy"),
+        (json!([{ "name": "f" }]), "[0]: has no typed_config"),
+        (json!([off(listener_filter(TLS, &none), json!({}))]), "[0].filter_disabled: has no rule"),
+        (json!([off(listener_filter(TLS, &none), range(5, 5))]), "destination_port_range: 5..5 is not a range"),
+        (json!([off(listener_filter(TLS, &none), range(-1, 5))]), "destination_port_range: -1..5 is not a range"),
+        (json!([off(listener_filter(TLS, &none), json!({ "or_match": { "rules": [range(1, 2)] } }))]), "has 1 rules"),
+        (json!([off(listener_filter(TLS, &none), deep)]), "nests more than 16 deep"),
+    ] {
+        let told = read(&filters).result.expect_err(&format!("{filters} was taken")).to_string();
+        assert!(told.contains("listener_filters") && told.contains(text), "{filters}\n told: {told}");
+    }
+    let proxy =
+        json!({ "allow_requests_without_proxy_protocol": true, "disallowed_versions": ["V2"], "stat_prefix": "p" });
+    let ports = json!({ "or_match": { "rules": [range(1, 2), json!({ "not_match": range(3, 4) })] } });
+    let filters = json!([
+        listener_filter(PROXY, &proxy),
+        off(listener_filter(TLS, &none), ports),
+        listener_filter("http_inspector.v3.HttpInspector", &none)
+    ]);
+    let converted = read(&filters);
+    assert_eq!(converted.ignored, ["listener.listener_filters.typed_config.stat_prefix"]);
+    let inspection = converted.result.unwrap().inspection;
+    let read = inspection.proxy.unwrap();
+    assert_eq!((read.is_optional, read.refused), (true, Some(ProxyVersion::V2)));
+    assert_eq!(inspection.tls.unwrap().off.unwrap().to_string(), "(1..2 or not 3..4)");
+    assert!(inspection.http.is_some() && inspection.timeout.is_none() && inspection.goes_on);
 }
 
 #[test]
@@ -507,12 +666,12 @@ fn listeners_say_what_their_connections_speak() {
     let read = read_listener(&base_listener(&hcm(&over)));
     assert_eq!(read.ignored, ["listener.filter_chains.filters.typed_config.http_filters.typed_config"]);
     let listener = read.result.unwrap();
-    let http = listener.http().unwrap();
+    let http = listener.https().next().unwrap();
     assert_eq!((http.codec, http.http2.max_concurrent_streams), (Codec::Http2, 5));
     assert!(http.http2.keepalive.is_some() && http.http1_trailers && http.grpc_web);
     assert_eq!(&*http.upgrades[0].kind, "websocket");
     let plain = read_listener(&base_listener(&hcm(&json!({})))).result.unwrap();
-    let http = plain.http().unwrap();
+    let http = plain.https().next().unwrap();
     assert_eq!((http.codec, &http.upgrades), (Codec::Auto, &Vec::new()));
     assert!(!http.http1_trailers && !http.grpc_web);
     let upstream = http_options(&json!({ "explicit_http_config": { "http_protocol_options": {} },
@@ -562,7 +721,9 @@ fn opaque_listeners_keep_their_constraints() {
 fn opaque_listeners_have_envoys_defaults() {
     let read = |over: &Value| {
         let converted = read_listener(&base_listener(&tcp_proxy(over)));
-        let Protocol::Tcp(tcp) = converted.result.unwrap().protocol else { panic!("{over} is not opaque") };
+        let Protocol::Tcp(tcp) = converted.result.unwrap().chains.remove(0).protocol else {
+            panic!("{over} is not opaque")
+        };
         (tcp, converted.ignored)
     };
     let (tcp, ignored) = read(&json!({}));
@@ -628,6 +789,10 @@ fn seeds() -> Vec<Vec<u8>> {
             "max_stream_duration": { "grpc_timeout_header_max": "1s" },
             "upgrade_configs": [{ "upgrade_type": "CONNECT", "connect_config": {} }] },
         "match": { "headers": [{ "name": "a", "string_match": { "safe_regex": { "regex": "a+" } } }] } });
+    let chains = [chain("a", &json!({ "server_names": ["a", "*.b"], "source_ports": [1] })), chain("b", &json!({}))];
+    let filters = json!({ "listener_filters": [
+        listener_filter("proxy_protocol.v3.ProxyProtocol", &json!({ "disallowed_versions": ["V1"] })),
+        listener_filter("tls_inspector.v3.TlsInspector", &json!({})) ] });
     vec![
         json::from_value::<Cluster>(&with(base_cluster(), &eds)).unwrap().encode_to_vec(),
         json::from_value::<ClusterLoadAssignment>(&base_endpoints()).unwrap().encode_to_vec(),
@@ -641,6 +806,7 @@ fn seeds() -> Vec<Vec<u8>> {
         json::from_value::<Listener>(&base_listener(&tcp_proxy(&json!({ "idle_timeout": "1s" }))))
             .unwrap()
             .encode_to_vec(),
+        json::from_value::<Listener>(&listener_of(&chains, &filters)).unwrap().encode_to_vec(),
     ]
 }
 
@@ -671,7 +837,7 @@ proptest! {
 
     #[test]
     fn fuzz_mutated_messages_are_converted_or_refused(
-        seed in 0_usize..5,
+        seed in 0_usize..6,
         edits in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>(), 0_u8..4), 1..8),
     ) {
         let mut bytes = seeds().swap_remove(seed);

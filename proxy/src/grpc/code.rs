@@ -137,7 +137,11 @@ impl GrpcCode {
             | Kind::UpgradeUnsupported
             | Kind::RelayIdle
             | Kind::RelayOverAge
-            | Kind::RelayReset => Self::Unavailable,
+            | Kind::RelayReset
+            | Kind::BadProxyHeader
+            | Kind::BadClientHello
+            | Kind::DetectTimeout
+            | Kind::NoFilterChain => Self::Unavailable,
         }
     }
 }

@@ -18,7 +18,7 @@ use super::inlet::Inlet;
 use super::pump::{Pump, Sink};
 use super::upstream::Awaited;
 use super::workspace::Lease;
-use crate::config::{HttpConnectionConfig, ListenerName};
+use crate::config::{ChainId, HttpConnectionConfig};
 use crate::drain::Watch;
 use crate::http1::ResponseTable;
 use crate::http2::Chunk;
@@ -29,7 +29,7 @@ use crate::worker::Worker;
 #[derive(Debug)]
 pub(super) struct Downstream {
     pub(super) worker: Rc<Worker>,
-    pub(super) listener: ListenerName,
+    pub(super) chain: Rc<ChainId>,
     pub(super) peer: SocketAddr,
     pub(super) cell: Arc<ListenerCell>,
     pub(super) client: Client,
@@ -98,11 +98,11 @@ pub(super) enum After {
 }
 
 impl Downstream {
-    pub(super) fn new(worker: Rc<Worker>, listener: ListenerName, peer: SocketAddr, client: Client) -> Self {
-        let cell = worker.listener_cell(&listener);
+    pub(super) fn new(worker: Rc<Worker>, chain: Rc<ChainId>, peer: SocketAddr, client: Client) -> Self {
+        let cell = worker.listener_cell(&chain.listener);
         Self {
             worker,
-            listener,
+            chain,
             peer,
             cell,
             client,

@@ -58,7 +58,7 @@ impl Downstream {
     pub(super) async fn exchange_received(&mut self, received: Received) -> After {
         self.cell.requests.add_one();
         let view = self.worker.view();
-        let Some(listener) = view.listener(&self.listener) else { return After::Close };
+        let Some(listener) = view.chain(&self.chain) else { return After::Close };
         let kept = match &mut self.client {
             Client::Http1(connection) => connection.workspace.take(),
             Client::Http2(_) => None,
@@ -76,7 +76,7 @@ impl Downstream {
     pub(super) async fn exchange_stream(&mut self, parts: request::Parts, began: Instant) -> After {
         self.cell.requests.add_one();
         let view = self.worker.view();
-        let Some(listener) = view.listener(&self.listener) else { return After::Abort };
+        let Some(listener) = view.chain(&self.chain) else { return After::Abort };
         let Some(http) = listener.http().map(Arc::as_ref) else { return After::Abort };
         let Client::Http2(stream) = &self.client else { return After::Abort };
         let head = match FramedHead::parse(parts, stream.recv.is_end_stream(), http) {

@@ -30,7 +30,7 @@ use super::http2_server;
 use super::inlet::{HeadFault, Inlet};
 use super::respond::{self, Answer, Answering};
 use super::workspace::Lease;
-use crate::config::{Codec, HttpConnectionConfig, ListenerName};
+use crate::config::{ChainId, Codec, HttpConnectionConfig};
 use crate::fault::{Fault, Kind};
 use crate::http1::{HeadLimits, Progress};
 use crate::http2::PREFACE;
@@ -63,20 +63,20 @@ enum Brought {
     Preface,
 }
 
-/// Serves a connection just accepted until either side has had enough.
+/// Serves a connection just accepted, made by `peer`, until either side has had enough.
 /// Cancel: as the module says.
 pub fn serve(
     worker: Rc<Worker>,
-    listener: ListenerName,
+    chain: Rc<ChainId>,
     stream: TcpStream,
     peer: SocketAddr,
 ) -> impl Future<Output = ()> + use<> {
     let watch = worker.drain.watch();
-    let open = Open::new(worker.listener_cell(&listener));
+    let open = Open::new(worker.listener_cell(&chain.listener));
     let connection =
         Connection { stream, inlet: Inlet::default(), workspace: None, watch, served: 0, opened: now(), open };
     // Built before the task is: what is passed to an async function stands in it twice.
-    let mut downstream = Downstream::new(worker, listener, peer, Client::Http1(connection));
+    let mut downstream = Downstream::new(worker, chain, peer, Client::Http1(connection));
     async move {
         if downstream.serve_requests().await == Next::Http2 {
             nest(http2_server::serve(downstream)).await;
@@ -94,7 +94,7 @@ enum Next {
 impl Downstream {
     async fn serve_requests(&mut self) -> Next {
         loop {
-            let Some(http) = self.worker.view().http(&self.listener) else { return Next::Close };
+            let Some(http) = self.worker.view().http(&self.chain) else { return Next::Close };
             match self.read_head(&http).await {
                 Ok(Brought::Head(received)) => match nest(self.exchange_received(received)).await {
                     After::Keep => {

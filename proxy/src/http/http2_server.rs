@@ -81,8 +81,8 @@ impl Drop for Active {
 
 /// Serves a connection whose first bytes are the preface.
 pub(super) async fn serve(downstream: Downstream) {
-    let Downstream { worker, listener, peer, client: Client::Http1(connection), .. } = downstream else { return };
-    let Some(http) = worker.view().http(&listener) else { return };
+    let Downstream { worker, chain, peer, client: Client::Http1(connection), .. } = downstream else { return };
+    let Some(http) = worker.view().http(&chain) else { return };
     let Connection { stream, inlet, watch, opened, open, .. } = connection;
     let io = Io::new(stream, inlet.input, Guard::of_client());
     let state = io.state();
@@ -94,7 +94,7 @@ pub(super) async fn serve(downstream: Downstream) {
         let active = Active::begin(&serving.streams);
         let (parts, recv) = request.into_parts();
         let client = Client::Http2(Stream { recv, respond, send: None });
-        let mut one = Downstream::new(worker.clone(), listener.clone(), peer, client);
+        let mut one = Downstream::new(worker.clone(), chain.clone(), peer, client);
         let began = now();
         // Owned by its connection, which does not end in order before its streams have.
         spawn(async move {

@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 use outrigger_reactor::{DriverKind, Options, Runtime, spawn};
 
 use crate::config::{
-    CircuitLimits, ClusterConfig, ClusterTarget, Direction, Discovery, EndpointConfig, EndpointSet, ForwardAction,
-    HeaderEdits, Http2Config, HttpConnectionConfig, ListenerConfig, LoadBalancing, PathMatch, Protocol, Publisher,
-    Resources, Route, RouteAction, RouteMatch, RouteSource, RouteTable, Snapshot, UpstreamProtocol, VirtualHost,
+    ChainId, CircuitLimits, ClusterConfig, ClusterTarget, Direction, Discovery, EndpointConfig, EndpointSet,
+    ForwardAction, HeaderEdits, Http2Config, HttpConnectionConfig, ListenerConfig, LoadBalancing, PathMatch, Protocol,
+    Publisher, Resources, Route, RouteAction, RouteMatch, RouteSource, RouteTable, Snapshot, UpstreamProtocol,
+    VirtualHost,
 };
 use crate::stats::Registry;
 use crate::worker::{Shared, Worker};
@@ -109,12 +110,12 @@ fn snapshot(upstream: SocketAddr) -> Snapshot {
         http2: Http2Config::default(),
         rate_limit: None,
     };
-    let listener = ListenerConfig {
-        name: "in".into(),
-        addresses: vec![SocketAddr::from(([127, 0, 0, 1], 0))],
-        direction: Direction::Unspecified,
-        protocol: Protocol::Http(Arc::new(HttpConnectionConfig::new("in", RouteSource::Inline(Arc::new(table))))),
-    };
+    let listener = ListenerConfig::plain(
+        "in".into(),
+        vec![SocketAddr::from(([127, 0, 0, 1], 0))],
+        Direction::Unspecified,
+        Protocol::Http(Arc::new(HttpConnectionConfig::new("in", RouteSource::Inline(Arc::new(table))))),
+    );
     let mut resources = Resources::default();
     resources.clusters.insert("up".into(), Arc::new(cluster));
     resources.listeners.insert("in".into(), Arc::new(listener));
@@ -122,6 +123,11 @@ fn snapshot(upstream: SocketAddr) -> Snapshot {
 }
 
 /// Runs `client` against a proxy in front of `upstream` on `driver`.
+/// The one chain of the listener.
+fn chain() -> Rc<ChainId> {
+    Rc::new(ChainId { listener: "in".into(), chain: "any".into() })
+}
+
 fn with_proxy(driver: DriverKind, upstream: SocketAddr, client: impl FnOnce(SocketAddr) + Send + 'static) {
     let socket = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = socket.local_addr().unwrap();
@@ -135,7 +141,7 @@ fn with_proxy(driver: DriverKind, upstream: SocketAddr, client: impl FnOnce(Sock
         let accepting = Rc::clone(&worker);
         let _accepting = spawn(async move {
             while let Ok((stream, peer)) = listening.accept().await {
-                spawn(super::serve(accepting.clone(), "in".into(), stream, peer)).detach();
+                spawn(super::serve(accepting.clone(), chain(), stream, peer)).detach();
             }
         });
         let (done, mut finished) = outrigger_reactor::mailbox();
@@ -223,7 +229,7 @@ fn the_task_of_a_connection_is_small() {
             let peer = stream.peer_addr();
             let shared = Shared::new(Arc::<Registry>::default(), Instant::now());
             let worker = Worker::new(shared, Publisher::new().reader(), 7, Arc::default());
-            let task = super::serve(worker, "in".into(), stream, peer);
+            let task = super::serve(worker, chain(), stream, peer);
             assert!(size_of_val(&task) <= 832, "{} bytes: nest what is large and rare", size_of_val(&task));
         });
     }

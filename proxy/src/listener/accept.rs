@@ -9,10 +9,12 @@ use std::time::Duration;
 
 use outrigger_reactor::{Accepted, TcpListener, TcpStream, now, sleep, spawn};
 
+use super::arrive::Arrival;
 use super::crew::{Crew, Passing};
 use crate::config::{ListenerName, Protocol};
+use crate::detect::Preface;
 use crate::drain::Watch;
-use crate::worker::Worker;
+use crate::worker::{FirstWord, ListenerView, View, Worker};
 use crate::{http, tcp};
 
 /// Pause after an accept that failed for want of descriptors or memory.
@@ -61,13 +63,42 @@ pub(super) fn serve(worker: &Rc<Worker>, listener: &ListenerName, accepted: Acce
 }
 
 fn serve_stream(worker: &Rc<Worker>, listener: &ListenerName, stream: TcpStream, peer: SocketAddr) {
-    let (worker, view, listener) = (worker.clone(), worker.view(), listener.clone());
-    // Owned by the worker's drain: its watch is in the connection, and the runtime ends it at the deadline.
-    if let Some(Protocol::Tcp(settings)) = view.protocol(&listener) {
-        let settings = settings.clone();
-        spawn(tcp::Downstream::new(worker, listener, stream).serve(view, settings)).detach();
+    let view = worker.view();
+    // It went while the connection was on its way.
+    let Some(first) = view.listener(listener) else { return };
+    if first.config().only_chain().is_some() {
+        let arrived = Arrived { source: peer, destination: None, preface: None, first_word: None };
+        start(worker, &view, first, stream, arrived);
     } else {
-        spawn(http::serve(worker, listener, stream, peer)).detach();
+        spawn(Arrival::new(worker, first.config(), stream, peer).serve()).detach();
+    }
+}
+
+/// What is known of a connection by the time that it has its filter chain.
+#[derive(Debug)]
+pub(super) struct Arrived {
+    /// Where it comes from.
+    pub(super) source: SocketAddr,
+    /// Where it was made to; `None`: where it was accepted.
+    #[expect(dead_code, reason = "PROXY headers to upstreams tell it")]
+    pub(super) destination: Option<SocketAddr>,
+    /// What it speaks; `None`: nobody looked.
+    #[expect(dead_code, reason = "HTTP/2 has no server yet")]
+    pub(super) preface: Option<Preface>,
+    /// Its client said nothing: who does first is to be told.
+    pub(super) first_word: Option<FirstWord>,
+}
+
+/// Serves a connection under its filter chain.
+pub(super) fn start(worker: &Rc<Worker>, view: &Rc<View>, chain: &ListenerView, stream: TcpStream, arrived: Arrived) {
+    let (worker, id) = (worker.clone(), chain.id().clone());
+    // Owned by the worker's drain: its watch is in the connection, and the runtime ends it at the deadline.
+    match chain.protocol() {
+        Protocol::Tcp(settings) => {
+            let connection = tcp::Downstream::new(worker, id.listener.clone(), stream, arrived.first_word);
+            spawn(connection.serve(view.clone(), settings.clone())).detach();
+        }
+        Protocol::Http(_) => spawn(http::serve(worker, id, stream, arrived.source)).detach(),
     }
 }
 

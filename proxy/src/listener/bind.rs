@@ -138,12 +138,12 @@ mod tests {
     fn snapshot(listeners: &[(&str, SocketAddr)]) -> Snapshot {
         let mut resources = Resources::default();
         for (name, address) in listeners {
-            let config = ListenerConfig {
-                name: (*name).into(),
-                addresses: vec![*address],
-                direction: Direction::Unspecified,
-                protocol: Protocol::Http(Arc::new(HttpConnectionConfig::new("test", RouteSource::Named("r".into())))),
-            };
+            let config = ListenerConfig::plain(
+                (*name).into(),
+                vec![*address],
+                Direction::Unspecified,
+                Protocol::Http(Arc::new(HttpConnectionConfig::new("test", RouteSource::Named("r".into())))),
+            );
             resources.listeners.insert((*name).into(), Arc::new(config));
         }
         Snapshot::link(1, &resources).0

@@ -10,6 +10,7 @@
 //! **Limits.** Out of descriptors, an accept loop pauses and tries again; the kernel's queue holds who waits.
 
 mod accept;
+mod arrive;
 mod bind;
 mod crew;
 

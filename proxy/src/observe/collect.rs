@@ -9,7 +9,7 @@ use super::{IoView, LimitLevel, Metric, Process, WorkerIo, XdsStatus};
 use crate::config::Snapshot;
 use crate::fault::Kind;
 use crate::stats::{
-    ClusterCell, Counter, FaultCounters, HistogramReport, MethodCell, Registry, RouteCell, SuppressReason,
+    ClusterCell, Counter, Detected, FaultCounters, HistogramReport, MethodCell, Registry, RouteCell, SuppressReason,
 };
 
 /// Upper bounds of the exposed latency buckets, in microseconds.
@@ -217,6 +217,12 @@ fn collect_listeners(registry: &Registry, samples: &mut Samples, answered: &mut 
         samples.count(Metric::ListenerAcceptFailures, &labels, sum(|cell| &cell.accept_failures));
         samples.count(Metric::ListenerReceived, &labels, sum(|cell| &cell.bytes_in));
         samples.count(Metric::ListenerSent, &labels, sum(|cell| &cell.bytes_out));
+        samples.count(Metric::ListenerProxyHeaders, &labels, sum(|cell| &cell.proxy_headers));
+        samples.count(Metric::ListenerServerFirst, &labels, sum(|cell| &cell.server_first));
+        for (at, detected) in Detected::ALL.iter().enumerate() {
+            let count = cells.iter().map(|cell| cell.detected[at].value()).sum();
+            samples.with(Metric::ListenerDetected, &labels, detected.label(), count);
+        }
         let open = cells.iter().map(|cell| cell.connections.value()).sum();
         samples.count(Metric::ListenerConnections, &labels, level(open));
         let mut faults = Faults::new();

@@ -98,6 +98,7 @@ labels! {
     Side        "side"         "Whose doing a fault is: downstream, local or upstream.";
     Stage       "stage"        "Where in the pipeline a fault arose.";
     Type        "type"         "Kind of xDS resource, as the last part of its type URL.";
+    Verdict     "verdict"      "What the first bytes of a connection were: bad-hello, http1, http2, opaque, silent, skipped or tls.";
     Version     "version"      "Version of this program.";
     VirtualHost "virtual_host" "Name of the virtual host; empty when none matched.";
     Worker      "worker"       "Number of the worker thread, from 0.";
@@ -119,6 +120,9 @@ metrics! {
     ListenerAcceptFailures Counter Count "outrigger_listener_accept_failures_total" [Listener] "Accepts that failed, mostly for want of file descriptors.";
     ListenerFaults         Counter Count "outrigger_listener_faults_total" [Listener Side Stage Kind] "Faults answered before a route was known, and closes without an answer.";
     ListenerReceived       Counter Bytes "outrigger_listener_received_bytes_total" [Listener] "Bytes received from downstream on opaque connections.";
+    ListenerDetected       Counter Count "outrigger_listener_detections_total" [Listener Verdict] "Connections whose first bytes were waited for to choose a filter chain, by what they were.";
+    ListenerProxyHeaders   Counter Count "outrigger_listener_proxy_headers_total" [Listener] "PROXY headers taken off.";
+    ListenerServerFirst    Counter Count "outrigger_listener_server_first_total" [Listener] "Destinations found to have a server that speaks first: their next connections are not waited for.";
     ListenerSent           Counter Bytes "outrigger_listener_sent_bytes_total" [Listener] "Bytes sent downstream on opaque connections.";
 
     RouteRequests        Counter   Count   "outrigger_route_requests_total" [Listener VirtualHost Route] "Requests that matched.";

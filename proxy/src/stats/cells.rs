@@ -36,6 +36,44 @@ impl SuppressReason {
     }
 }
 
+/// What the first bytes of a connection were.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Detected {
+    /// TLS that cannot be read.
+    BadHello,
+    /// HTTP/1.
+    Http1,
+    /// HTTP/2 without TLS.
+    Http2,
+    /// None of these.
+    Opaque,
+    /// Nothing that tells came in time.
+    Silent,
+    /// Not waited for: at this destination the server speaks first.
+    Skipped,
+    /// TLS.
+    Tls,
+}
+
+impl Detected {
+    /// Every one, in the order of the counters.
+    pub const ALL: [Self; 7] =
+        [Self::BadHello, Self::Http1, Self::Http2, Self::Opaque, Self::Silent, Self::Skipped, Self::Tls];
+
+    /// Its name in the metrics.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::BadHello => "bad-hello",
+            Self::Http1 => "http1",
+            Self::Http2 => "http2",
+            Self::Opaque => "opaque",
+            Self::Silent => "silent",
+            Self::Skipped => "skipped",
+            Self::Tls => "tls",
+        }
+    }
+}
+
 /// One worker's counts of one route.
 #[derive(Debug, Default)]
 pub struct RouteCell {
@@ -134,4 +172,10 @@ pub struct ListenerCell {
     pub bytes_out: Counter,
     /// Accepts that failed (file descriptors ran out).
     pub accept_failures: Counter,
+    /// Connections whose first bytes were looked at, by [`Detected`].
+    pub detected: [Counter; Detected::ALL.len()],
+    /// PROXY headers taken off.
+    pub proxy_headers: Counter,
+    /// Times a destination was found to have a server that speaks first.
+    pub server_first: Counter,
 }

@@ -17,7 +17,7 @@ use crate::fault::{Fault, Kind, Side};
 use crate::policy::Verdict;
 use crate::stats::ListenerCell;
 use crate::upstream::Connection;
-use crate::worker::{Cluster, InFlight, View, Worker};
+use crate::worker::{Cluster, FirstWord, InFlight, View, Worker};
 
 /// Pause before endpoints that all failed are tried again.
 const PAUSE: Duration = Duration::from_millis(25);
@@ -35,6 +35,8 @@ pub struct Downstream {
 pub(super) struct Open {
     pub(super) listener: ListenerName,
     pub(super) cell: Arc<ListenerCell>,
+    /// Until somebody has spoken, where it matters who does first.
+    pub(super) first_word: Option<FirstWord>,
     _watch: Watch,
 }
 
@@ -52,11 +54,11 @@ pub(super) struct Connected {
 }
 
 impl Downstream {
-    /// A connection just accepted.
-    pub fn new(worker: Rc<Worker>, listener: ListenerName, stream: TcpStream) -> Self {
+    /// A connection just accepted; `first_word` is told who speaks first.
+    pub fn new(worker: Rc<Worker>, listener: ListenerName, stream: TcpStream, first_word: Option<FirstWord>) -> Self {
         let cell = worker.listener_cell(&listener);
         cell.connections.add(1);
-        let open = Open { listener, cell, _watch: worker.drain.watch() };
+        let open = Open { listener, cell, first_word, _watch: worker.drain.watch() };
         Self { worker, stream, open }
     }
 

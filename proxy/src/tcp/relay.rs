@@ -5,7 +5,7 @@
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use outrigger_reactor::TcpStream;
+use outrigger_reactor::{TcpStream, now};
 
 use super::clock::Clock;
 use super::connect::{Connected, Open};
@@ -52,6 +52,14 @@ impl Relay {
         let (sent, received) = (up.moved() - before.0, down.moved() - before.1);
         open.cell.bytes_in.add(sent);
         open.cell.bytes_out.add(received);
+        if sent + received > 0
+            && let Some(first_word) = open.first_word.take()
+        {
+            match sent {
+                0 => first_word.is_servers(now(), &open.cell),
+                _ => first_word.is_clients(),
+            }
+        }
         match (up.end(), down.end()) {
             (Some(End::SourceReset), _) | (Some(_), Some(End::SinkLost)) => Poll::Ready(Some(Kind::RelayGone)),
             (_, Some(End::SourceReset)) | (Some(End::SinkLost), Some(_)) => Poll::Ready(Some(Kind::RelayReset)),

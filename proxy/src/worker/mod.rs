@@ -15,11 +15,13 @@
 //! **Limits.** Nothing is built for a cluster or a route before its first request.
 
 mod cluster;
+mod server_first;
 mod shared;
 mod spare;
 mod view;
 
 pub use cluster::{Cluster, InFlight, OpenFault};
+pub use server_first::{Destination, FirstWord, ServerFirst};
 pub use shared::{ClusterState, Shared};
 pub use spare::Spare;
 pub use view::{Limit, ListenerView, LiveRoute, Routes, View};

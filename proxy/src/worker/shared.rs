@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::ServerFirst;
 use crate::balance::Ejector;
 use crate::config::{ClusterName, Snapshot};
 use crate::policy::{Buckets, CircuitState};
@@ -21,6 +22,8 @@ pub struct Shared {
     pub started: Instant,
     /// The same moment by the wall clock, since the Unix epoch.
     pub started_at: Duration,
+    /// Destinations whose server speaks first.
+    pub server_first: Arc<ServerFirst>,
     clusters: Mutex<HashMap<ClusterName, Arc<ClusterState>>>,
 }
 
@@ -44,6 +47,7 @@ impl Shared {
             buckets: Buckets::default(),
             started,
             started_at: super::wall_clock(),
+            server_first: Arc::new(ServerFirst::new(started)),
             clusters: Mutex::default(),
         })
     }

@@ -10,7 +10,7 @@ use outrigger_reactor::now;
 
 use super::{Cluster, Worker};
 use crate::config::{
-    ClusterIndex, ClusterName, HttpConnectionConfig, ListenerConfig, ListenerName, LocalRateLimit, Protocol,
+    ChainId, ClusterIndex, ClusterName, HttpConnectionConfig, ListenerConfig, ListenerName, LocalRateLimit, Protocol,
     RouteTable, Snapshot,
 };
 use crate::policy::TokenBucket;
@@ -25,14 +25,17 @@ pub struct View {
     clusters: RefCell<Vec<Option<Rc<Cluster>>>>,
     /// Clusters of the view before this one, by name: taken over where nothing changed.
     before: RefCell<HashMap<ClusterName, Rc<Cluster>>>,
-    /// As in the snapshot: sorted by name.
-    listeners: Box<[ListenerView]>,
+    /// One for each filter chain: those of a listener in their order, listeners sorted by name as in the snapshot.
+    chains: Box<[ListenerView]>,
 }
 
-/// What a request needs of its listener, found once a view.
+/// What a request needs of the filter chain that its connection came in by, found once a view.
 #[derive(Debug)]
 pub struct ListenerView {
     config: Arc<ListenerConfig>,
+    /// Its place in the listener.
+    place: usize,
+    id: Rc<ChainId>,
     limit: OnceCell<Limit>,
     routes: OnceCell<Option<Routes>>,
 }
@@ -71,7 +74,7 @@ impl View {
         Self {
             clusters: RefCell::new(vec![None; snapshot.clusters().len()]),
             before: RefCell::default(),
-            listeners: snapshot.listeners().iter().map(ListenerView::new).collect(),
+            chains: snapshot.listeners().iter().flat_map(ListenerView::of).collect(),
             snapshot,
         }
     }
@@ -92,25 +95,32 @@ impl View {
         self.snapshot.epoch
     }
 
-    /// A listener; `None` once it is gone.
+    /// The filter chains of a listener, in its order; none once the listener is gone.
+    pub fn chains(&self, listener: &ListenerName) -> &[ListenerView] {
+        let from = self.chains.partition_point(|chain| chain.config.name < *listener);
+        let rest = &self.chains[from..];
+        let count = rest.iter().take_while(|chain| chain.config.name == *listener).count();
+        &rest[..count]
+    }
+
+    /// The first filter chain of a listener; `None` once the listener is gone.
     pub fn listener(&self, name: &ListenerName) -> Option<&ListenerView> {
-        let at = self.listeners.binary_search_by(|listener| listener.config.name.cmp(name)).ok()?;
-        self.listeners.get(at)
+        self.chains(name).first()
     }
 
-    /// What the connections of a listener are; `None` once the listener is gone.
-    pub fn protocol(&self, name: &ListenerName) -> Option<&Protocol> {
-        Some(&self.listener(name)?.config.protocol)
+    /// A filter chain; `None` once it is gone.
+    pub fn chain(&self, id: &ChainId) -> Option<&ListenerView> {
+        self.chains(&id.listener).iter().find(|chain| chain.id.chain == id.chain)
     }
 
-    /// HTTP settings of a listener, to be kept beyond this view; `None` once the listener is gone or serves HTTP no more.
-    pub fn http(&self, name: &ListenerName) -> Option<Arc<HttpConnectionConfig>> {
-        self.listener(name)?.http().cloned()
+    /// HTTP settings of a filter chain, to be kept beyond this view; `None` once the chain is gone or serves HTTP no more.
+    pub fn http(&self, id: &ChainId) -> Option<Arc<HttpConnectionConfig>> {
+        self.chain(id)?.http().cloned()
     }
 
-    /// Routes of a listener; `None` when its table has not arrived.
+    /// Routes of a filter chain; `None` when its table has not arrived.
     pub fn routes<'a>(&'a self, listener: &'a ListenerView) -> Option<&'a Routes> {
-        let build = || Some(Routes::new(&listener.config.name, self.snapshot.routes_of(&listener.config)?.clone()));
+        let build = || Some(Routes::new(&listener.config.name, self.snapshot.routes_of(listener.http()?)?.clone()));
         listener.routes.get_or_init(build).as_ref()
     }
 
@@ -154,18 +164,40 @@ impl View {
 }
 
 impl ListenerView {
-    fn new(config: &Arc<ListenerConfig>) -> Self {
-        Self { config: config.clone(), limit: OnceCell::new(), routes: OnceCell::new() }
+    /// One for each chain of a listener.
+    fn of(config: &Arc<ListenerConfig>) -> impl Iterator<Item = Self> + use<'_> {
+        config.chains.iter().enumerate().map(|(place, chain)| Self {
+            config: config.clone(),
+            place,
+            id: Rc::new(ChainId { listener: config.name.clone(), chain: chain.name.clone() }),
+            limit: OnceCell::new(),
+            routes: OnceCell::new(),
+        })
+    }
+
+    /// The listener.
+    pub fn config(&self) -> &Arc<ListenerConfig> {
+        &self.config
+    }
+
+    /// The name to find it by in a later view.
+    pub fn id(&self) -> &Rc<ChainId> {
+        &self.id
+    }
+
+    /// What its connections are.
+    pub fn protocol(&self) -> &Protocol {
+        &self.config.chains[self.place].protocol
     }
 
     /// Its HTTP settings; `None`: it does not serve HTTP.
     pub fn http(&self) -> Option<&Arc<HttpConnectionConfig>> {
-        self.config.http()
+        self.protocol().http()
     }
 
     /// The limit over all its requests.
     pub fn limit(&self, worker: &Worker) -> Option<&Limit> {
-        let limit = self.config.http()?.rate_limit.as_ref()?;
+        let limit = self.http()?.rate_limit.as_ref()?;
         Some(self.limit.get_or_init(|| Limit::new(limit, worker)))
     }
 }

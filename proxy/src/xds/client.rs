@@ -312,7 +312,7 @@ impl<P: FnMut(Arc<Snapshot>)> Client<P> {
     fn route_table_names(&self) -> BTreeSet<String> {
         let own = self.bootstrap.resources.listeners.values();
         own.chain(self.listeners.iter().map(|(_, listener)| listener))
-            .filter_map(|listener| listener.named_routes().map(ToString::to_string))
+            .flat_map(|listener| listener.named_routes().map(ToString::to_string))
             .collect()
     }
 

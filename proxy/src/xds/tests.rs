@@ -212,7 +212,7 @@ fn opaque_listener(name: &str, cluster: &str) -> Any {
 
 /// The one cluster that an opaque listener names.
 fn opaque_cluster(snapshot: &Snapshot, listener: &str) -> (String, bool) {
-    let Protocol::Tcp(tcp) = &snapshot.listener(listener).unwrap().protocol else { panic!("not opaque") };
+    let Protocol::Tcp(tcp) = &snapshot.listener(listener).unwrap().chains[0].protocol else { panic!("not opaque") };
     (tcp.clusters[0].cluster.to_string(), tcp.clusters[0].index.is_some())
 }
 
@@ -224,7 +224,7 @@ fn table(name: &str, cluster: &str) -> Any {
 
 /// The one cluster that the first table's first route names.
 fn routed_cluster(snapshot: &Snapshot, listener: &str) -> (String, bool) {
-    let table = snapshot.routes_of(snapshot.listener(listener).unwrap()).unwrap();
+    let table = snapshot.routes_of(snapshot.listener(listener).unwrap().https().next().unwrap()).unwrap();
     let RouteAction::Forward(forward) = &table.virtual_hosts[0].routes[0].action else { panic!("no forward") };
     let ClusterTarget::One(name, index) = &forward.target else { panic!("not one cluster") };
     (name.to_string(), index.is_some())
@@ -402,7 +402,7 @@ async fn a_deadline_ends_the_wait_and_names_what_is_missing() {
         talk.acked("1", vec![eds_cluster("a")]).await;
         talk.acked("1", vec![listener("in", "t")]).await;
         let snapshot = world.snapshot().await;
-        assert!(snapshot.routes_of(snapshot.listener("in").unwrap()).is_none());
+        assert!(snapshot.routes_of(snapshot.listener("in").unwrap().https().next().unwrap()).is_none());
         let view = world.status.view();
         assert!(view.warming.iter().any(|text| text.contains("route table \"t\" of listener \"in\"")), "{view:?}");
         assert!(view.warming.iter().any(|text| text.contains("endpoints of cluster \"a\"")), "{view:?}");

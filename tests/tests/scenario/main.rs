@@ -36,6 +36,7 @@ macro_rules! on_both_drivers {
 mod attacks;
 mod balancing;
 mod control;
+mod detect;
 mod drain;
 mod edges;
 mod eject;

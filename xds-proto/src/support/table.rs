@@ -8,9 +8,7 @@ use super::Rule::{self, Carry, CarryOrIgnore, Ignore, Only, Refuse, Serve};
 /// Types that come, not optional, from control planes and have no effect in this proxy. Sorted.
 pub const IDLE_TYPES: &[&str] = &[
     "envoy.extensions.filters.http.grpc_stats.v3.FilterConfig",
-    "envoy.extensions.filters.listener.http_inspector.v3.HttpInspector",
     "envoy.extensions.filters.listener.original_dst.v3.OriginalDst",
-    "envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector",
     "envoy.tcp.metadataexchange.config.MetadataExchange",
     "io.istio.http.peer_metadata.Config",
     "istio.envoy.config.filter.http.alpn.v2alpha1.FilterConfig",
@@ -18,9 +16,12 @@ pub const IDLE_TYPES: &[&str] = &[
 ];
 
 const HCM: &str = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
+const HTTP_INSPECTOR: &str = "envoy.extensions.filters.listener.http_inspector.v3.HttpInspector";
 const LOCAL_RATE_LIMIT: &str = "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit";
+const PROXY_PROTOCOL: &str = "envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol";
 const ROUTE_POLICY: &str = "outrigger.policy.v1.RoutePolicy";
 const TCP_PROXY: &str = "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy";
+const TLS_INSPECTOR: &str = "envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector";
 
 /// What a virtual host, route or weighted cluster may set for a filter.
 const PER_FILTER: Rule = CarryOrIgnore(&["envoy.config.route.v3.FilterConfig", LOCAL_RATE_LIMIT, ROUTE_POLICY]);
@@ -165,6 +166,7 @@ pub static TABLE: &[Row] = &[
             ("transport_api_version", Only(&["AUTO", "V3"])),
         ],
     ),
+    whole("envoy.config.core.v3.CidrRange"),
     row(
         "envoy.config.core.v3.ConfigSource",
         Refuse("is not served; use ads"),
@@ -305,8 +307,18 @@ pub static TABLE: &[Row] = &[
     ),
     row(
         "envoy.config.listener.v3.FilterChainMatch",
-        Refuse("choosing a filter chain by connection is not served"),
-        &[],
+        Refuse("is not served; without it more connections would match"),
+        &[
+            ("application_protocols", Serve),
+            ("destination_port", Serve),
+            ("direct_source_prefix_ranges", Serve),
+            ("prefix_ranges", Serve),
+            ("server_names", Serve),
+            ("source_ports", Serve),
+            ("source_prefix_ranges", Serve),
+            ("source_type", Serve),
+            ("transport_protocol", Serve),
+        ],
     ),
     row(
         "envoy.config.listener.v3.Listener",
@@ -316,12 +328,14 @@ pub static TABLE: &[Row] = &[
             ("address", Serve),
             ("api_listener", Refuse("is for gRPC clients; use address and filter_chains")),
             ("bind_to_port", Only(&["true"])),
+            ("continue_on_listener_filters_timeout", Serve),
             ("default_filter_chain", Serve),
             ("fcds_config", Refuse("filter chains on demand are not served")),
             ("filter_chain_matcher", Refuse("a matcher tree is not served")),
             ("filter_chains", Serve),
             ("internal_listener", Refuse("internal listeners are not served")),
             ("listener_filters", Serve),
+            ("listener_filters_timeout", Serve),
             ("name", Serve),
             ("traffic_direction", Serve),
             ("transparent", FALSE),
@@ -332,8 +346,15 @@ pub static TABLE: &[Row] = &[
     row(
         "envoy.config.listener.v3.ListenerFilter",
         WEAKER,
-        &[("config_discovery", ECDS), ("filter_disabled", Ignore), ("name", Serve), ("typed_config", Carry(&[]))],
+        &[
+            ("config_discovery", ECDS),
+            ("filter_disabled", Serve),
+            ("name", Serve),
+            ("typed_config", Carry(&[HTTP_INSPECTOR, PROXY_PROTOCOL, TLS_INSPECTOR])),
+        ],
     ),
+    whole("envoy.config.listener.v3.ListenerFilterChainMatchPredicate"),
+    whole("envoy.config.listener.v3.ListenerFilterChainMatchPredicate.MatchSet"),
     row(
         "envoy.config.route.v3.DirectResponseAction",
         Refuse("is not served; use body"),
@@ -566,6 +587,13 @@ pub static TABLE: &[Row] = &[
         &[("upstream_http_filters", Refuse("is not served; use the cluster's HttpProtocolOptions.http_filters"))],
     ),
     whole("envoy.extensions.filters.http.upstream_codec.v3.UpstreamCodec"),
+    whole(HTTP_INSPECTOR),
+    row(PROXY_PROTOCOL, Ignore, &[("allow_requests_without_proxy_protocol", Serve), ("disallowed_versions", Serve)]),
+    row(
+        TLS_INSPECTOR,
+        Ignore,
+        &[("close_connection_on_client_hello_parsing_errors", Serve), ("max_client_hello_size", Serve)],
+    ),
     row(
         HCM,
         Ignore,
@@ -703,6 +731,7 @@ pub static TABLE: &[Row] = &[
     ),
     whole("envoy.type.v3.FractionalPercent"),
     whole("envoy.type.v3.HttpStatus"),
+    whole("envoy.type.v3.Int32Range"),
     whole("envoy.type.v3.Int64Range"),
     whole("envoy.type.v3.Percent"),
     whole("envoy.type.v3.TokenBucket"),

@@ -234,11 +234,13 @@ pub(super) fn resources() -> Resources {
         resources.clusters.insert(cluster.name.clone(), Arc::new(cluster));
     }
     let table = Arc::new(route_table(limit));
-    let listener = |name: &str, routes| ListenerConfig {
-        name: name.into(),
-        addresses: vec!["127.0.0.1:15001".parse().unwrap()],
-        direction: Direction::Outbound,
-        protocol: Protocol::Http(Arc::new(http(routes))),
+    let listener = |name: &str, routes| {
+        ListenerConfig::plain(
+            name.into(),
+            vec!["127.0.0.1:15001".parse().unwrap()],
+            Direction::Outbound,
+            Protocol::Http(Arc::new(http(routes))),
+        )
     };
     for one in [listener("in", RouteSource::Inline(table.clone())), listener("out", RouteSource::Named("shop".into()))]
     {

@@ -15,9 +15,9 @@ use serde_json::{Value, json};
 
 use crate::config::{
     CircuitLimits, ClusterConfig, ClusterShare, Direction, Discovery, EndpointConfig, EndpointHealth, EndpointSet,
-    HeaderEdit, HeaderEdits, Http2Config, HttpConnectionConfig, ListenerConfig, LoadBalancing, LocalRateLimit,
-    OutlierDetection, Protocol, RetryOn, RetryPolicy, RouteSource, Snapshot, TcpConnectionConfig, Upgrade,
-    UpstreamProtocol,
+    FilterChain, HeaderEdit, HeaderEdits, Http2Config, HttpConnectionConfig, Inspection, ListenerConfig, LoadBalancing,
+    LocalRateLimit, OutlierDetection, Protocol, RetryOn, RetryPolicy, RouteSource, Snapshot, Takes,
+    TcpConnectionConfig, Upgrade, UpstreamProtocol,
 };
 
 /// The whole snapshot.
@@ -36,18 +36,62 @@ pub fn snapshot(snapshot: &Snapshot) -> Value {
     })
 }
 
-/// A listener with its HTTP settings, inline routes included, or its settings of opaque connections.
+/// A listener with the settings of its chains, inline routes included.
 pub fn listener(listener: &ListenerConfig) -> Value {
     let mut told = json!({
         "name": listener.name.as_str(),
         "addresses": listener.addresses.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "direction": direction(listener.direction),
     });
-    match &listener.protocol {
+    if let Some(only) = listener.only_chain() {
+        add_protocol(&mut told, &only.protocol);
+    } else {
+        told["inspection"] = inspection(&listener.inspection);
+        told["chains"] = listener.chains.iter().map(chain).collect();
+    }
+    told
+}
+
+fn add_protocol(told: &mut Value, protocol: &Protocol) {
+    match protocol {
         Protocol::Http(settings) => told["http"] = http(settings),
         Protocol::Tcp(settings) => told["tcp"] = tcp(settings),
     }
+}
+
+fn chain(chain: &FilterChain) -> Value {
+    let mut told = json!({ "name": chain.name.as_str(), "takes": takes(&chain.takes) });
+    add_protocol(&mut told, &chain.protocol);
     told
+}
+
+/// Which connections a chain takes, in one line.
+pub fn takes(takes: &Takes) -> String {
+    match takes {
+        Takes::Match(asked) => asked.to_string(),
+        Takes::Rest => "what no other chain takes".to_owned(),
+    }
+}
+
+/// What is looked at of a connection before it gets its chain.
+pub fn inspection(inspection: &Inspection) -> Value {
+    json!({
+        "proxy_protocol": inspection.proxy.as_ref().map(|proxy| json!({
+            "is_optional": proxy.is_optional,
+            "refused": proxy.refused.map(|version| word(&version)),
+            "off_at_ports": proxy.off.as_ref().map(ToString::to_string),
+        })),
+        "tls": inspection.tls.as_ref().map(|tls| json!({
+            "hello_max_bytes": tls.hello_max,
+            "closes_on_error": tls.closes_on_error,
+            "off_at_ports": tls.off.as_ref().map(ToString::to_string),
+        })),
+        "http": inspection.http.as_ref().map(|http| json!({
+            "off_at_ports": http.off.as_ref().map(ToString::to_string),
+        })),
+        "timeout": span(inspection.timeout),
+        "goes_on": inspection.goes_on,
+    })
 }
 
 fn tcp(tcp: &TcpConnectionConfig) -> Value {
