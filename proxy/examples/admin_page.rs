@@ -303,6 +303,7 @@ fn cluster(name: &str) -> ClusterConfig {
         max_requests_per_connection: None,
         protocol: UpstreamProtocol::Http1,
         http2: Http2Config::default(),
+        proxy_header: None,
         rate_limit: None,
     }
 }

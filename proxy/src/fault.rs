@@ -145,6 +145,8 @@ kinds! {
     MaxConnections:    Local      Policy   "max-connections"    503 Safe    "UO";
     /// This proxy is going away.
     Draining:          Local      Policy   "draining"           503 Safe    "DR";
+    /// The cluster wants PROXY headers, which connections shared by requests cannot tell.
+    ProxyHeaderPooled: Local      Connect  "proxy-header"       503 Never   "UF";
     /// The cluster has no endpoint that may be used.
     NoEndpoint:        Local      Balance  "no-endpoint"        503 Safe    "UH";
     /// Something that cannot happen did; a bug.

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{ClusterName, Http2Config, LocalRateLimit, UpstreamProtocol};
+use super::{ClusterName, Http2Config, LocalRateLimit, ProxyVersion, UpstreamProtocol};
 
 /// A named upstream group. Defaults are Envoy's.
 #[derive(Clone, Debug, PartialEq)]
@@ -31,6 +31,8 @@ pub struct ClusterConfig {
     pub protocol: UpstreamProtocol,
     /// Settings of its HTTP/2 connections.
     pub http2: Http2Config,
+    /// Opaque connections begin with a PROXY header of this form; requests are refused then, since they share connections.
+    pub proxy_header: Option<ProxyVersion>,
     /// A limit over all requests to this cluster (`outrigger.policy.v1.ClusterPolicy`).
     pub rate_limit: Option<Arc<LocalRateLimit>>,
 }

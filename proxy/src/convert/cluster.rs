@@ -5,10 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use envoy_types::pb::envoy::config::cluster::v3 as proto;
+use envoy_types::pb::envoy::config::core::v3::proxy_protocol_config::Version;
+use envoy_types::pb::envoy::config::core::v3::transport_socket::ConfigType;
 use envoy_types::pb::envoy::config::core::v3::{
-    Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions as Lifetimes, RoutingPriority,
+    Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions as Lifetimes, RoutingPriority, TransportSocket,
 };
 use envoy_types::pb::envoy::extensions::load_balancing_policies as lb;
+use envoy_types::pb::envoy::extensions::transport_sockets::proxy_protocol::v3::ProxyProtocolUpstreamTransport;
 use envoy_types::pb::envoy::extensions::upstreams::http::v3 as upstream;
 use envoy_types::pb::google::protobuf::Any;
 use proto::cluster::{ClusterDiscoveryType, ClusterProtocolSelection, DiscoveryType, LbConfig, LbPolicy};
@@ -18,7 +21,7 @@ use super::rejection::{Converted, ResourceKind};
 use super::{endpoint, hcm, http2, policy, read};
 use crate::config::{
     CircuitLimits, ClusterConfig, Discovery, EndpointSet, Http2Config, LoadBalancing, LocalRateLimit, OutlierDetection,
-    RetryBudget, UpstreamProtocol,
+    ProxyVersion, RetryBudget, UpstreamProtocol,
 };
 
 const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -48,9 +51,7 @@ fn read_cluster(cluster: At<'_, proto::Cluster>) -> Option<ClusterConfig> {
     let balancing = balancing(cluster);
     let limits = at!(cluster.circuit_breakers).set().map_or(Some(DEFAULT_LIMITS), circuit_limits);
     let outlier = at!(cluster.outlier_detection).set().map(outlier);
-    if let Some(socket) = at!(cluster.transport_socket).set() {
-        read::plaintext(socket);
-    }
+    let proxy_header = at!(cluster.transport_socket).set().map(transport_socket);
     let matches = at!(cluster.transport_socket_matches);
     for choice in matches.each() {
         at!(choice.transport_socket).set().into_iter().for_each(read::plaintext);
@@ -69,8 +70,33 @@ fn read_cluster(cluster: At<'_, proto::Cluster>) -> Option<ClusterConfig> {
         max_requests_per_connection: connections.max_requests,
         protocol: connections.protocol,
         http2: connections.http2,
+        proxy_header: proxy_header.transpose_read()?.flatten(),
         rate_limit,
     })
+}
+
+/// The form of the PROXY headers that connections begin with. The inner value is `None` for a socket that changes nothing.
+#[allow(clippy::option_option, reason = "refused, plain, with a header")]
+fn transport_socket(socket: At<'_, TransportSocket>) -> Option<Option<ProxyVersion>> {
+    let Some(ConfigType::TypedConfig(any)) = &socket.value.config_type else {
+        read::plaintext(socket);
+        return Some(None);
+    };
+    let any = socket.field("typed_config", any);
+    if !any.is::<ProxyProtocolUpstreamTransport>() {
+        read::plaintext(socket);
+        return Some(None);
+    }
+    let outer = any.unpack::<ProxyProtocolUpstreamTransport>()?;
+    let outer = any.with(&outer);
+    if let Some(inner) = at!(outer.transport_socket).required() {
+        read::plaintext(inner);
+    }
+    let Some(config) = at!(outer.config).set() else { return Some(Some(ProxyVersion::V1)) };
+    Some(Some(match at!(config.version).one_of::<Version>()? {
+        Version::V1 => ProxyVersion::V1,
+        Version::V2 => ProxyVersion::V2,
+    }))
 }
 
 /// Tells "absent" from "present and refused".

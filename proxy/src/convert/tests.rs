@@ -494,6 +494,40 @@ fn listeners_keep_their_constraints() {
     );
 }
 
+#[test]
+fn endpoints_may_be_told_addresses_in_proxy_headers() {
+    const URL: &str =
+        "type.googleapis.com/envoy.extensions.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport";
+    let raw = json!({ "transport_socket": { "name": "envoy.transport_sockets.raw_buffer" } });
+    let read = |over: &Value| {
+        let socket = with(json!({ "@type": URL }), over);
+        read_cluster(&with(base_cluster(), &json!({ "transport_socket": { "name": "p", "typed_config": socket } })))
+    };
+    for (over, version) in [
+        (json!({}), ProxyVersion::V1),
+        (json!({ "config": {} }), ProxyVersion::V1),
+        (json!({ "config": { "version": "V2" } }), ProxyVersion::V2),
+    ] {
+        let converted = read(&with(raw.clone(), &over));
+        assert_eq!((converted.result.unwrap().proxy_header, converted.ignored.len()), (Some(version), 0));
+    }
+    let tls = json!({ "transport_socket": { "name": "t", "typed_config": {
+        "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext" } } });
+    for (over, text) in [
+        (json!({}), "transport_socket.typed_config.transport_socket: is not set"),
+        (tls, "transport_socket.typed_config.transport_socket.typed_config: transport socket envoy"),
+        (
+            with(raw.clone(), &json!({ "config": { "added_tlvs": [{}] } })),
+            "config.added_tlvs: additional values are not sent",
+        ),
+        (with(raw, &json!({ "config": { "version": 7 } })), "config.version: 7 is not a known value"),
+    ] {
+        let told = read(&over).result.expect_err(&format!("{over} was taken")).to_string();
+        assert!(told.contains(text), "{over}\n told: {told}");
+    }
+    assert_eq!(read_cluster(&base_cluster()).result.unwrap().proxy_header, None);
+}
+
 fn chain(name: &str, asked: &Value) -> Value {
     json!({ "name": name, "filter_chain_match": asked, "filters": [{ "name": "tcp", "typed_config": tcp_proxy(&json!({})) }] })
 }

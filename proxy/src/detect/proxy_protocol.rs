@@ -134,6 +134,7 @@ fn ports_of([a, b, c, d]: [u8; 4]) -> (u16, u16) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::upstream;
     use proptest::prelude::*;
 
     fn binary(command: u8, family: u8, content: &[u8]) -> Vec<u8> {
@@ -232,6 +233,25 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn what_we_tell_endpoints_is_what_we_read(
+            from in any::<(std::net::IpAddr, u16)>(),
+            to in any::<(std::net::IpAddr, u16)>(),
+            version in prop::sample::select(vec![ProxyVersion::V1, ProxyVersion::V2]),
+        ) {
+            let ends = upstream::Ends { source: from.into(), destination: to.into() };
+            let bytes = upstream::proxy_header(version, ends);
+            let Some(ProxyVerdict::Header { len, version: read, addresses: Some((source, destination)) }) =
+                proxy_header(&bytes, None)
+            else {
+                return Err(TestCaseError::fail(format!("{bytes:?}")));
+            };
+            let plain = |address: SocketAddr| (address.ip().to_canonical(), address.port());
+            prop_assert_eq!((len, read), (bytes.len(), version));
+            prop_assert_eq!(plain(source), plain(ends.source));
+            prop_assert_eq!(plain(destination), plain(ends.destination));
+        }
+
         #[test]
         fn any_bytes_get_the_same_verdict_however_they_come(
             start in prop::sample::select(vec![b"PROXY TCP4 ".to_vec(), binary(0x21, 0x11, &v4()), Vec::new()]),

@@ -141,7 +141,8 @@ impl GrpcCode {
             | Kind::BadProxyHeader
             | Kind::BadClientHello
             | Kind::DetectTimeout
-            | Kind::NoFilterChain => Self::Unavailable,
+            | Kind::NoFilterChain
+            | Kind::ProxyHeaderPooled => Self::Unavailable,
         }
     }
 }

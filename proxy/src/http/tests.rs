@@ -108,6 +108,7 @@ fn snapshot(upstream: SocketAddr) -> Snapshot {
         max_requests_per_connection: None,
         protocol: UpstreamProtocol::Http1,
         http2: Http2Config::default(),
+        proxy_header: None,
         rate_limit: None,
     };
     let listener = ListenerConfig::plain(

@@ -14,7 +14,8 @@ use super::crew::{Crew, Passing};
 use crate::config::{ListenerName, Protocol};
 use crate::detect::Preface;
 use crate::drain::Watch;
-use crate::worker::{FirstWord, ListenerView, View, Worker};
+use crate::tcp::Origin;
+use crate::worker::{ListenerView, View, Worker};
 use crate::{http, tcp};
 
 /// Pause after an accept that failed for want of descriptors or memory.
@@ -67,7 +68,8 @@ fn serve_stream(worker: &Rc<Worker>, listener: &ListenerName, stream: TcpStream,
     // It went while the connection was on its way.
     let Some(first) = view.listener(listener) else { return };
     if first.config().only_chain().is_some() {
-        let arrived = Arrived { source: peer, destination: None, preface: None, first_word: None };
+        let origin = Origin { source: peer, destination: None, first_word: None };
+        let arrived = Arrived { origin, preface: None };
         start(worker, &view, first, stream, arrived);
     } else {
         spawn(Arrival::new(worker, first.config(), stream, peer).serve()).detach();
@@ -78,15 +80,10 @@ fn serve_stream(worker: &Rc<Worker>, listener: &ListenerName, stream: TcpStream,
 #[derive(Debug)]
 pub(super) struct Arrived {
     /// Where it comes from.
-    pub(super) source: SocketAddr,
-    /// Where it was made to; `None`: where it was accepted.
-    #[expect(dead_code, reason = "PROXY headers to upstreams tell it")]
-    pub(super) destination: Option<SocketAddr>,
+    pub(super) origin: Origin,
     /// What it speaks; `None`: nobody looked.
     #[expect(dead_code, reason = "HTTP/2 has no server yet")]
     pub(super) preface: Option<Preface>,
-    /// Its client said nothing: who does first is to be told.
-    pub(super) first_word: Option<FirstWord>,
 }
 
 /// Serves a connection under its filter chain.
@@ -95,10 +92,10 @@ pub(super) fn start(worker: &Rc<Worker>, view: &Rc<View>, chain: &ListenerView, 
     // Owned by the worker's drain: its watch is in the connection, and the runtime ends it at the deadline.
     match chain.protocol() {
         Protocol::Tcp(settings) => {
-            let connection = tcp::Downstream::new(worker, id.listener.clone(), stream, arrived.first_word);
+            let connection = tcp::Downstream::new(worker, id.listener.clone(), stream, arrived.origin);
             spawn(connection.serve(view.clone(), settings.clone())).detach();
         }
-        Protocol::Http(_) => spawn(http::serve(worker, id, stream, arrived.source)).detach(),
+        Protocol::Http(_) => spawn(http::serve(worker, id, stream, arrived.origin.source)).detach(),
     }
 }
 

@@ -42,6 +42,7 @@ use crate::detect::{
 use crate::drain::Watch;
 use crate::fault::{Fault, Kind};
 use crate::stats::{Detected, ListenerCell};
+use crate::tcp::Origin;
 use crate::worker::{Destination, FirstWord, View, Worker};
 
 /// How long a connection may take to show what it is once a drain has begun.
@@ -126,12 +127,9 @@ impl Arrival {
         let name = &self.config.chains[place].name;
         let chain = view.chains(&self.config.name).iter().find(|chain| chain.id().chain == *name);
         let Some(chain) = chain else { return self.refuse(view, Kind::NoFilterChain) };
-        let arrived = Arrived {
-            source: self.source,
-            destination: Some(self.destination),
-            preface: seen.preface,
-            first_word: self.first_word.take(),
-        };
+        let origin =
+            Origin { source: self.source, destination: Some(self.destination), first_word: self.first_word.take() };
+        let arrived = Arrived { origin, preface: seen.preface };
         self.held.give_back(&self.stream);
         // From here on whoever serves it counts it, and has the drain wait.
         start(&self.worker, view, chain, self.stream, arrived);

@@ -178,6 +178,7 @@ mod tests {
             max_requests_per_connection: None,
             protocol: UpstreamProtocol::Http1,
             http2: Http2Config::default(),
+            proxy_header: None,
             rate_limit: None,
         })
     }

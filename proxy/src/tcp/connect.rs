@@ -2,6 +2,7 @@
 //!
 //! **Cancel.** Dropping the future closes both connections; no byte was passed on.
 
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +17,7 @@ use crate::drain::Watch;
 use crate::fault::{Fault, Kind, Side};
 use crate::policy::Verdict;
 use crate::stats::ListenerCell;
-use crate::upstream::Connection;
+use crate::upstream::{Connection, Ends};
 use crate::worker::{Cluster, FirstWord, InFlight, View, Worker};
 
 /// Pause before endpoints that all failed are tried again.
@@ -27,7 +28,20 @@ const PAUSE: Duration = Duration::from_millis(25);
 pub struct Downstream {
     worker: Rc<Worker>,
     stream: TcpStream,
+    source: SocketAddr,
+    destination: Option<SocketAddr>,
     open: Open,
+}
+
+/// What is known of a connection by the time that it comes here.
+#[derive(Debug)]
+pub struct Origin {
+    /// Where it comes from.
+    pub source: SocketAddr,
+    /// Where it was made to; `None`: where it was accepted.
+    pub destination: Option<SocketAddr>,
+    /// Its client said nothing: who does first is to be told.
+    pub first_word: Option<FirstWord>,
 }
 
 /// Counted while it lives, and waited for by a drain.
@@ -54,12 +68,18 @@ pub(super) struct Connected {
 }
 
 impl Downstream {
-    /// A connection just accepted; `first_word` is told who speaks first.
-    pub fn new(worker: Rc<Worker>, listener: ListenerName, stream: TcpStream, first_word: Option<FirstWord>) -> Self {
+    /// A connection just accepted.
+    pub fn new(worker: Rc<Worker>, listener: ListenerName, stream: TcpStream, origin: Origin) -> Self {
         let cell = worker.listener_cell(&listener);
         cell.connections.add(1);
+        let Origin { source, destination, first_word } = origin;
         let open = Open { listener, cell, first_word, _watch: worker.drain.watch() };
-        Self { worker, stream, open }
+        Self { worker, stream, source, destination, open }
+    }
+
+    /// Where it comes from and was made to.
+    fn ends(&self) -> Ends {
+        Ends { source: self.source, destination: self.destination.unwrap_or_else(|| self.stream.local_addr()) }
     }
 
     /// Serves it under `settings` of `view` until both its ends have finished.
@@ -82,7 +102,7 @@ impl Downstream {
             }
             Err(fault) => {
                 self.open.cell.faults.add_one(fault.kind);
-                let (peer, fault) = (self.stream.peer_addr(), fault.header(view.epoch()));
+                let (peer, fault) = (self.source, fault.header(view.epoch()));
                 tracing::debug!(listener = %self.open.listener, %peer, %fault, "opaque connection closed");
                 // A client that has sent something gets a reset: the kernel sees that it was not read.
                 None
@@ -103,7 +123,7 @@ impl Downstream {
             if attempt > 1 {
                 cluster.cell.retries.add_one();
             }
-            failed = match try_once(&cluster, &mut tried, worker).await {
+            failed = match self.try_once(&cluster, &mut tried).await {
                 Ok(connected) => return Ok(connected),
                 Err(kind) => kind,
             };
@@ -114,6 +134,30 @@ impl Downstream {
         Err(Fault::new(failed).with_cluster(cluster.name().clone()))
     }
 
+    /// One connect to one endpoint, which is told to outlier detection.
+    async fn try_once(&self, cluster: &Rc<Cluster>, tried: &mut Vec<usize>) -> Result<Connected, Kind> {
+        let worker = &*self.worker;
+        let pick = cluster.pick(tried, &worker.chance).ok_or(Kind::NoEndpoint)?;
+        if tried.contains(&pick.index) {
+            // All have failed just now: without a pause many attempts would be a storm.
+            tried.clear();
+            sleep(PAUSE).await;
+        }
+        tried.push(pick.index);
+        cluster.cell.requests.add_one();
+        let in_flight = cluster.in_flight(pick.index);
+        match cluster.open_unpooled(pick.index, || self.ends()).await {
+            Ok(connection) => {
+                cluster.connected(pick.index, worker);
+                Ok(Connected { connection, _in_flight: in_flight })
+            }
+            Err(fault) => {
+                cluster.failed(pick.index, fault.kind(), worker);
+                Err(fault.kind())
+            }
+        }
+    }
+
     fn admit(&self, cluster: &Cluster) -> Result<(), Fault> {
         let (Some(limit), Some(bucket)) = (&cluster.config.rate_limit, cluster.bucket()) else { return Ok(()) };
         match self.worker.admit(limit, bucket) {
@@ -122,29 +166,6 @@ impl Downstream {
                 let fault = Fault::new(Kind::ClusterLimited).with_rule(limit.rule.clone());
                 Err(fault.with_cluster(cluster.name().clone()))
             }
-        }
-    }
-}
-
-/// One connect to one endpoint, which is told to outlier detection.
-async fn try_once(cluster: &Rc<Cluster>, tried: &mut Vec<usize>, worker: &Worker) -> Result<Connected, Kind> {
-    let pick = cluster.pick(tried, &worker.chance).ok_or(Kind::NoEndpoint)?;
-    if tried.contains(&pick.index) {
-        // All have failed just now: without a pause many attempts would be a storm.
-        tried.clear();
-        sleep(PAUSE).await;
-    }
-    tried.push(pick.index);
-    cluster.cell.requests.add_one();
-    let in_flight = cluster.in_flight(pick.index);
-    match cluster.open_unpooled(pick.index).await {
-        Ok(connection) => {
-            cluster.connected(pick.index, worker);
-            Ok(Connected { connection, _in_flight: in_flight })
-        }
-        Err(fault) => {
-            cluster.failed(pick.index, fault.kind(), worker);
-            Err(fault.kind())
         }
     }
 }

@@ -26,4 +26,4 @@ mod connect;
 mod flow;
 mod relay;
 
-pub use connect::Downstream;
+pub use connect::{Downstream, Origin};

@@ -13,9 +13,11 @@
 mod connect;
 mod endpoint;
 mod multiplexed;
+mod proxy_header;
 mod slots;
 
 pub use connect::{ConnectFault, connect, connect_multiplexed};
 pub use endpoint::{Connection, Endpoint, Opening, Reuse};
 pub use multiplexed::{Lease, Multiplexed};
+pub use proxy_header::{Ends, proxy_header};
 pub use slots::{Slot, Slots};

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use outrigger_reactor::now;
+use outrigger_reactor::{Buf, now};
 
 use super::{ClusterState, Worker};
 use crate::balance::{Balancer, Ejected, Live, Pick, Record, Ruling, Seen};
@@ -16,7 +16,9 @@ use crate::fault::Kind;
 use crate::grpc::GrpcCode;
 use crate::policy::TokenBucket;
 use crate::stats::{Call, ClusterCell, EndpointCell, MethodTable};
-use crate::upstream::{ConnectFault, Connection, Endpoint, Lease, Reuse, Slots, connect, connect_multiplexed};
+use crate::upstream::{
+    ConnectFault, Connection, Endpoint, Ends, Lease, Reuse, Slots, connect, connect_multiplexed, proxy_header,
+};
 
 /// A cluster as one worker runs it.
 #[derive(Debug)]
@@ -43,6 +45,8 @@ pub struct Cluster {
 pub enum OpenFault {
     /// The connect failed.
     Connect(ConnectFault),
+    /// Its connections begin with the addresses of one client each.
+    NotPooled,
     /// `max_connections` are open and none of them is idle.
     TooManyConnections,
     /// `max_pending_requests` others wait already.
@@ -56,6 +60,7 @@ impl OpenFault {
             Self::Connect(ConnectFault::Refused) => Kind::ConnectRefused,
             Self::Connect(ConnectFault::Timeout) => Kind::ConnectTimeout,
             Self::Connect(ConnectFault::Unreachable) => Kind::ConnectUnreachable,
+            Self::NotPooled => Kind::ProxyHeaderPooled,
             Self::TooManyConnections => Kind::MaxConnections,
             Self::TooManyPending => Kind::MaxPending,
         }
@@ -135,6 +140,9 @@ impl Cluster {
     /// A new connection, or one that became idle while this waited for a place.
     /// Cancel: the place in line or the half-open connection is given up.
     pub async fn open(&self, index: usize) -> Result<Connection, OpenFault> {
+        if self.config.proxy_header.is_some() {
+            return Err(OpenFault::NotPooled);
+        }
         let limits = &self.config.limits;
         let pending = self.state.circuit.try_pending(limits);
         let _pending = pending.ok_or(OpenFault::TooManyPending)?;
@@ -156,10 +164,10 @@ impl Cluster {
         }
     }
 
-    /// A new connection for an opaque stream: none that served before would do. It does not wait for a place, as in
-    /// Envoy: the client could not be told why it waits.
+    /// A new connection for an opaque stream with these `ends`: none that served before would do. It does not wait for a
+    /// place, as in Envoy: the client could not be told why it waits.
     /// Cancel: as [`Cluster::open`].
-    pub async fn open_unpooled(&self, index: usize) -> Result<Connection, OpenFault> {
+    pub async fn open_unpooled(&self, index: usize, ends: impl FnOnce() -> Ends) -> Result<Connection, OpenFault> {
         let limits = &self.config.limits;
         let pending = self.state.circuit.try_pending(limits);
         let _pending = pending.ok_or(OpenFault::TooManyPending)?;
@@ -174,13 +182,20 @@ impl Cluster {
             }
         };
         let connected = connect(endpoint, slot, self.cell.clone(), self.config.connect_timeout).await;
-        connected.map_err(OpenFault::Connect)
+        let connection = connected.map_err(OpenFault::Connect)?;
+        if let Some(version) = self.config.proxy_header {
+            connection.stream().queue(Buf::from(proxy_header(version, ends())));
+        }
+        Ok(connection)
     }
 
     /// A place for a stream on a connection of HTTP/2, which is opened when none has room. Requests that come while one is
     /// being opened wait for it, and fail with it.
     /// Cancel: as [`Cluster::open`]; whoever waited for the connection tries for itself.
     pub async fn open_stream(&self, index: usize, chance: &Chance) -> Result<Lease, OpenFault> {
+        if self.config.proxy_header.is_some() {
+            return Err(OpenFault::NotPooled);
+        }
         let unreachable = OpenFault::Connect(ConnectFault::Unreachable);
         let endpoint = self.endpoints.get(index).ok_or(unreachable)?;
         if let Some(lease) = endpoint.lease(now(), self.reuse()) {

@@ -1,11 +1,11 @@
 //! What a connection is, told from its first bytes, and which filter chain takes it.
 
 use std::io::{Read as _, Write as _};
-use std::net::{Shutdown, SocketAddr};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::time::Duration;
 
 use outrigger_tests::world::resource::{self, any_host, any_port, cluster, forward, http, merge, route, table};
-use outrigger_tests::world::{Answer, Io, OpaqueUpstream, Proxy, ProxySetup, Upstream, wait_for};
+use outrigger_tests::world::{Answer, Downstream, Io, OpaqueUpstream, Proxy, ProxySetup, Upstream, wait_for};
 use serde_json::{Value, json};
 
 const SOON: Duration = Duration::from_secs(10);
@@ -309,5 +309,70 @@ on_both_drivers! {
         let status = proxy.process().wait_exit(SOON).unwrap();
         assert_eq!(status.code(), Some(0), "{:?}", proxy.log());
         drop(silent);
+    }
+
+    fn an_endpoint_is_told_who_connected_before_any_byte(io) {
+        for (version, len) in [("V1", 0), ("V2", 28)] {
+            // Its greeting comes once the header is there, though the client says nothing.
+            let upstream = OpaqueUpstream::start(move |mut stream| {
+                let mut header = vec![0; len];
+                let mut byte = [0];
+                let is_whole = |header: &[u8]| if len > 0 { header.len() == len } else { header.ends_with(b"\n") };
+                let mut read = stream.read_exact(&mut header);
+                while read.is_ok() && !is_whole(&header) {
+                    read = stream.read_exact(&mut byte);
+                    header.push(byte[0]);
+                }
+                let mut rest = [0; 4];
+                let _ = stream
+                    .write_all(&header)
+                    .and_then(|()| stream.read_exact(&mut rest))
+                    .and_then(|()| stream.write_all(&rest));
+            });
+            let socket = json!({ "name": "proxy", "typed_config": {
+                "@type": "type.googleapis.com/envoy.extensions.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport",
+                "config": { "version": version },
+                "transport_socket": { "name": "envoy.transport_sockets.raw_buffer" },
+            }});
+            let app = merge(cluster("app", &[upstream.address()]), json!({ "transport_socket": socket }));
+            let opaque = json!({ "name": "main", "address": any_port(), "filter_chains": [to_cluster("app", json!({}))] });
+            let chains = [to_cluster("app", json!({}))];
+            let told = json!({ "name": "told", "address": any_port(), "filter_chains": chains,
+                "listener_filters": [proxy_protocol(json!({}))] });
+            let web = json!({ "name": "web", "address": any_port(), "filter_chains": [to_http("app", json!({}))] });
+            let proxy = Proxy::start(&ProxySetup::new(io, resource::bootstrap(vec![opaque, told, web], vec![app])));
+
+            let address = proxy.listener("main");
+            let mut client = TcpStream::connect(address).unwrap();
+            client.set_read_timeout(Some(SOON)).unwrap();
+            let port = client.local_addr().unwrap().port();
+            let expected = match version {
+                "V1" => format!("PROXY TCP4 127.0.0.1 127.0.0.1 {port} {}\r\n", address.port()).into_bytes(),
+                _ => [
+                    b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\x7f\0\0\x01\x7f\0\0\x01".as_slice(),
+                    &port.to_be_bytes(),
+                    &address.port().to_be_bytes(),
+                ]
+                .concat(),
+            };
+            let mut header = vec![0; expected.len()];
+            client.read_exact(&mut header).unwrap();
+            assert_eq!(header, expected);
+            client.write_all(b"rest").unwrap();
+            let mut rest = [0; 4];
+            client.read_exact(&mut rest).unwrap();
+            assert_eq!(&rest, b"rest");
+
+            let mut client = Downstream::connect(proxy.listener("told")).unwrap();
+            client.send(b"PROXY TCP4 192.0.2.7 198.51.100.1 1000 80\r\n").unwrap();
+            let header = client.read_bytes(if len > 0 { len } else { 43 }).unwrap();
+            match version {
+                "V1" => assert_eq!(header, b"PROXY TCP4 192.0.2.7 198.51.100.1 1000 80\r\n"),
+                _ => assert_eq!(header[16..], [192, 0, 2, 7, 198, 51, 100, 1, 0x03, 0xe8, 0, 80]),
+            }
+
+            let refused = Downstream::connect(proxy.listener("web")).unwrap().get("/").unwrap();
+            assert_eq!((refused.status, refused.fault_kind().as_str()), (503, "local/connect/proxy-header"));
+        }
     }
 }

@@ -225,6 +225,15 @@ pub static TABLE: &[Row] = &[
         Ignore,
         &[("cluster", Serve), ("id", Serve), ("locality", Serve), ("metadata", Serve)],
     ),
+    row(
+        "envoy.config.core.v3.ProxyProtocolConfig",
+        Ignore,
+        &[
+            ("added_tlvs", Refuse("additional values are not sent; remove them")),
+            ("pass_through_tlvs", Refuse("additional values are not passed on; remove it")),
+            ("version", Serve),
+        ],
+    ),
     row("envoy.config.core.v3.RuntimeFractionalPercent", Ignore, &[("default_value", Serve)]),
     whole("envoy.config.core.v3.SelfConfigSource"),
     row(
@@ -235,7 +244,16 @@ pub static TABLE: &[Row] = &[
     row(
         "envoy.config.core.v3.TransportSocket",
         WEAKER,
-        &[("name", Serve), ("typed_config", Carry(&["envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer"]))],
+        &[
+            ("name", Serve),
+            (
+                "typed_config",
+                Carry(&[
+                    "envoy.extensions.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport",
+                    "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer",
+                ]),
+            ),
+        ],
     ),
     row(
         "envoy.config.core.v3.TypedExtensionConfig",
@@ -692,6 +710,11 @@ pub static TABLE: &[Row] = &[
         &[("endpoint_picking_policy", Serve)],
     ),
     whole("envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate"),
+    row(
+        "envoy.extensions.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport",
+        Ignore,
+        &[("config", Serve), ("transport_socket", Serve)],
+    ),
     row("envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer", WEAKER, &[]),
     row(
         "envoy.extensions.upstreams.http.v3.HttpProtocolOptions",

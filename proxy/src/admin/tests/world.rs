@@ -307,6 +307,7 @@ fn static_cluster(name: &str, rate_limit: Option<Arc<LocalRateLimit>>) -> Cluste
         max_requests_per_connection: Some(1000),
         protocol: UpstreamProtocol::Http1,
         http2: Http2Config::default(),
+        proxy_header: None,
         rate_limit,
     }
 }

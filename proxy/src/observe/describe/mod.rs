@@ -175,6 +175,7 @@ pub fn cluster(cluster: &ClusterConfig) -> Value {
             UpstreamProtocol::Http1 => Value::Null,
             UpstreamProtocol::Downstream | UpstreamProtocol::Http2 => http2(&cluster.http2),
         },
+        "proxy_header": cluster.proxy_header.map(|version| word(&version)),
         "rate_limit": cluster.rate_limit.as_deref().map(rate_limit),
     })
 }
