@@ -5,12 +5,14 @@
 //! arguments.
 
 mod eject;
+mod hashed;
 mod pick;
 mod rotation;
 mod tiers;
 
 pub use eject::{Cause, Ejected, Ejector, Record, Ruling, Seen};
-pub use pick::{Balancer, Live, Pick};
+pub use hashed::hash_of;
+pub use pick::{Balancer, Draw, Live, Pick};
 
 #[cfg(test)]
 mod tests;

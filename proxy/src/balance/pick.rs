@@ -8,9 +8,12 @@
 //!
 //! **Source.** Envoy's load balancers; where tried endpoints are skipped, `previous_hosts` without its bounded luck.
 
+use std::net::SocketAddr;
+
 use crate::chance::Chance;
 use crate::config::{EndpointHealth, EndpointSet, LoadBalancing};
 
+use super::hashed::{HashTable, Hashed};
 use super::rotation::Rotation;
 use super::tiers::{Counts, Share, compute};
 
@@ -34,8 +37,24 @@ pub struct Pick {
     pub panic: bool,
 }
 
+/// What decides between endpoints that are equal.
+#[derive(Clone, Copy, Debug)]
+pub struct Draw<'a> {
+    /// Chance.
+    pub chance: &'a Chance,
+    /// The hash, for policies that balance by it; by chance they do without.
+    pub hash: Option<u64>,
+}
+
+impl<'a> From<&'a Chance> for Draw<'a> {
+    fn from(chance: &'a Chance) -> Self {
+        Self { chance, hash: None }
+    }
+}
+
 #[derive(Debug)]
 struct Member {
+    address: SocketAddr,
     weight: u32,
     priority: u32,
     health: EndpointHealth,
@@ -49,6 +68,8 @@ struct Group {
     up_to: u32,
     panic: bool,
     rotation: Rotation,
+    /// Beside the turns, for policies that balance by hash.
+    table: HashTable,
 }
 
 /// Chooses endpoints of one cluster for one worker.
@@ -73,6 +94,7 @@ impl Balancer {
             .endpoints
             .iter()
             .map(|endpoint| Member {
+                address: endpoint.address,
                 weight: endpoint.weight.max(1),
                 priority: endpoint.priority,
                 health: endpoint.health,
@@ -98,7 +120,14 @@ impl Balancer {
 
     /// Chooses an endpoint; `None`: none may be used. One in `tried` is chosen only when no other may be used.
     /// `generation` changes whenever [`Live::is_up`] may answer differently.
-    pub fn pick(&mut self, live: &impl Live, generation: u64, tried: &[usize], chance: &Chance) -> Option<Pick> {
+    pub fn pick<'a>(
+        &mut self,
+        live: &impl Live,
+        generation: u64,
+        tried: &[usize],
+        draw: impl Into<Draw<'a>>,
+    ) -> Option<Pick> {
+        let Draw { chance, hash } = draw.into();
         if self.generation != Some(generation) {
             self.regroup(live, chance);
             self.generation = Some(generation);
@@ -109,12 +138,19 @@ impl Balancer {
             1 => 0,
             _ => {
                 let total = groups.last().map_or(0, |group| group.up_to);
-                let drawn = chance.below(u64::from(total));
+                let drawn = hash.map_or_else(|| chance.below(total.into()), |hash| hash % u64::from(total.max(1)));
                 groups.partition_point(|group| u64::from(group.up_to) <= drawn)
             }
         };
         let group = groups.get_mut(at)?;
-        let member = group.choose(self.policy, live, chance)?;
+        // Drawn only where it is used: the other policies' draws are part of their speed.
+        let hash = match self.policy {
+            LoadBalancing::Maglev { .. } | LoadBalancing::RingHash { .. } => {
+                hash.unwrap_or_else(|| chance.below(u64::MAX))
+            }
+            LoadBalancing::LeastRequest { .. } | LoadBalancing::Random | LoadBalancing::RoundRobin => 0,
+        };
+        let member = group.choose(self.policy, live, hash, chance)?;
         let first = Pick { index: usize::try_from(member).ok()?, panic: group.panic };
         if !tried.contains(&first.index) {
             return Some(first);
@@ -123,7 +159,8 @@ impl Balancer {
         let order = (at..groups.len()).chain(0..at);
         let other = order.filter_map(|at| {
             let group = &groups[at];
-            let member = group.rotation.among(fresh, chance)?;
+            let behind = group.table.find(hash, fresh);
+            let member = behind.or_else(|| group.rotation.among(fresh, chance))?;
             Some(Pick { index: usize::try_from(member).ok()?, panic: group.panic })
         });
         Some({ other }.next().unwrap_or(first))
@@ -175,7 +212,9 @@ impl Balancer {
                 let chosen = (0_u32..).zip(&self.members).filter(|(_, member)| {
                     member.priority == priority && (share.panic || member.class() == Some(class))
                 });
-                group.rotation.rebuild(chosen.map(|(at, member)| (at, member.weight)), chance);
+                group.rotation.rebuild(chosen.clone().map(|(at, member)| (at, member.weight)), chance);
+                let hashed = chosen.map(|(at, one)| Hashed { member: at, weight: one.weight, address: one.address });
+                group.table = HashTable::build(self.policy, hashed);
             }
         }
     }
@@ -199,8 +238,9 @@ impl Member {
 }
 
 impl Group {
-    fn choose(&mut self, policy: LoadBalancing, live: &impl Live, chance: &Chance) -> Option<u32> {
+    fn choose(&mut self, policy: LoadBalancing, live: &impl Live, hash: u64, chance: &Chance) -> Option<u32> {
         match policy {
+            LoadBalancing::Maglev { .. } | LoadBalancing::RingHash { .. } => self.table.find(hash, |_| true),
             LoadBalancing::RoundRobin => self.rotation.in_turn(),
             LoadBalancing::Random => self.rotation.at_random(chance),
             LoadBalancing::LeastRequest { choices } => {

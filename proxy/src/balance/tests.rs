@@ -17,7 +17,13 @@ use crate::fault::{Kind, Side};
 use crate::grpc::GrpcCode;
 
 const LEAST: LoadBalancing = LoadBalancing::LeastRequest { choices: 2 };
-const ALL_POLICIES: [LoadBalancing; 3] = [LoadBalancing::RoundRobin, LoadBalancing::Random, LEAST];
+const ALL_POLICIES: [LoadBalancing; 5] = [
+    LoadBalancing::RoundRobin,
+    LoadBalancing::Random,
+    LEAST,
+    LoadBalancing::RingHash { minimum: 64, maximum: 1024 },
+    LoadBalancing::Maglev { table_size: 251 },
+];
 
 fn address(at: usize) -> SocketAddr {
     SocketAddr::from(([10, 0, 0, 1], 8_000 + u16::try_from(at).expect("few endpoints")))
@@ -65,6 +71,34 @@ fn counts(picks: impl Iterator<Item = usize>, of: usize) -> Vec<u32> {
     let mut counts = vec![0; of];
     picks.for_each(|index| counts[index] += 1);
     counts
+}
+
+#[test]
+fn a_hash_keeps_its_endpoint_while_that_is_up() {
+    let chance = Chance::from_seed(1);
+    for policy in
+        [LoadBalancing::RingHash { minimum: 1024, maximum: 8 << 20 }, LoadBalancing::Maglev { table_size: 251 }]
+    {
+        let mut world = World::all_up(5);
+        let mut balancer = Balancer::new(policy, &weighted(&[1; 5]), 0);
+        let mut pick = |world: &World, generation, hash, tried: &[usize]| {
+            balancer.pick(world, generation, tried, Draw { chance: &chance, hash: Some(hash) }).unwrap().index
+        };
+        let hashes: Vec<u64> = (0..200_u64).map(|key| hash_of(&key.to_le_bytes())).collect();
+        let before: Vec<usize> = hashes.iter().map(|hash| pick(&world, 1, *hash, &[])).collect();
+        assert!((0..5).all(|index| before.contains(&index)), "{policy:?}");
+        for (hash, first) in hashes.iter().zip(&before) {
+            let second = pick(&world, 1, *hash, &[*first]);
+            assert!(second != *first && second == pick(&world, 1, *hash, &[*first]), "another, and always the same");
+        }
+        world.up &= !1;
+        let after: Vec<usize> = hashes.iter().map(|hash| pick(&world, 2, *hash, &[])).collect();
+        let moved = before.iter().zip(&after).filter(|(was, is)| **was != 0 && was != is).count();
+        assert!(!after.contains(&0) && moved <= 45, "{policy:?}: {moved}");
+        world.up |= 1;
+        let again: Vec<usize> = hashes.iter().map(|hash| pick(&world, 3, *hash, &[])).collect();
+        assert_eq!(before, again, "{policy:?}");
+    }
 }
 
 proptest! {

@@ -63,8 +63,20 @@ pub enum LoadBalancing {
         /** Endpoints drawn: 2 or more. */
         choices: u32,
     },
+    /// By hash, in a table that the endpoints fill evenly (Maglev). Source: Envoy `Maglev`.
+    Maglev {
+        /// Slots: a prime. Default 65537.
+        table_size: u32,
+    },
     /// At random, by weight.
     Random,
+    /// By hash, to the next point on a ring. Source: Envoy `RingHash`.
+    RingHash {
+        /// Fewest points. Default 1024.
+        minimum: u32,
+        /// Most points. Default 8 Mi.
+        maximum: u32,
+    },
     /// In turn, by weight.
     RoundRobin,
 }

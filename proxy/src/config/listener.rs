@@ -99,6 +99,8 @@ pub struct TcpConnectionConfig {
     pub idle_timeout: Option<Duration>,
     /// Longest life of a connection; it is then reset.
     pub max_connection_duration: Option<Duration>,
+    /// The address that a connection comes from is its hash, for balancing by hash.
+    pub hashes_source: bool,
     /// Connects tried for one connection, each at another endpoint while there is one: 1 or more. Default 1.
     pub max_connect_attempts: u32,
 }

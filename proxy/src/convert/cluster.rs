@@ -18,7 +18,7 @@ use proto::cluster::{ClusterDiscoveryType, ClusterProtocolSelection, DiscoveryTy
 
 use super::at::{At, at};
 use super::rejection::{Converted, ResourceKind};
-use super::{endpoint, hcm, http2, policy, read};
+use super::{endpoint, hashing, hcm, http2, policy, read};
 use crate::config::{
     CircuitLimits, ClusterConfig, Discovery, EndpointSet, Http2Config, LoadBalancing, LocalRateLimit, OutlierDetection,
     ProxyVersion, RetryBudget, UpstreamProtocol,
@@ -202,11 +202,21 @@ fn balancing(cluster: At<'_, proto::Cluster>) -> Option<LoadBalancing> {
             };
             Some(LoadBalancing::LeastRequest { choices })
         }
+        LbPolicy::Maglev => match &cluster.value.lb_config {
+            Some(LbConfig::MaglevLbConfig(config)) => hashing::old_maglev(&cluster.field("maglev_lb_config", config)),
+            _ => Some(hashing::MAGLEV),
+        },
         LbPolicy::Random => Some(LoadBalancing::Random),
+        LbPolicy::RingHash => match &cluster.value.lb_config {
+            Some(LbConfig::RingHashLbConfig(config)) => {
+                hashing::old_ring_hash(&cluster.field("ring_hash_lb_config", config))
+            }
+            _ => Some(hashing::RING_HASH),
+        },
         LbPolicy::RoundRobin => Some(LoadBalancing::RoundRobin),
         other => {
             given.refuse(format_args!(
-                "{} is not served; use ROUND_ROBIN, LEAST_REQUEST or RANDOM",
+                "{} is not served; use ROUND_ROBIN, LEAST_REQUEST, RANDOM, RING_HASH or MAGLEV",
                 other.as_str_name()
             ));
             None
@@ -235,6 +245,14 @@ fn listed_balancing(list: At<'_, proto::LoadBalancingPolicy>) -> Option<LoadBala
             let config = any.with(&config);
             return Some(LoadBalancing::LeastRequest { choices: choice_count(at!(config.choice_count))? });
         }
+        if any.is::<lb::ring_hash::v3::RingHash>() {
+            let config = any.unpack::<lb::ring_hash::v3::RingHash>()?;
+            return hashing::listed_ring_hash(&any.with(&config));
+        }
+        if any.is::<lb::maglev::v3::Maglev>() {
+            let config = any.unpack::<lb::maglev::v3::Maglev>()?;
+            return hashing::listed_maglev(&any.with(&config));
+        }
         if any.is::<lb::wrr_locality::v3::WrrLocality>() {
             let config = any.unpack::<lb::wrr_locality::v3::WrrLocality>()?;
             let config = any.with(&config);
@@ -245,7 +263,7 @@ fn listed_balancing(list: At<'_, proto::LoadBalancingPolicy>) -> Option<LoadBala
         }
         any.ignore();
     }
-    policies.refuse("none of these policies is served; use round_robin, least_request or random");
+    policies.refuse("none of these policies is served; use round_robin, least_request, random, ring_hash or maglev");
     None
 }
 

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3 as proto;
+use envoy_types::pb::envoy::r#type::v3::{HashPolicy, hash_policy::PolicySpecifier};
 use proto::tcp_proxy::{ClusterSpecifier, WeightedCluster};
 
 use super::at::{At, at};
@@ -18,6 +19,7 @@ pub(super) fn tcp_proxy(tcp: At<'_, proto::TcpProxy>) -> Option<TcpConnectionCon
         None => Some(1),
         Some(_) => at!(tcp.max_connect_attempts).within(1..=u32::MAX),
     };
+    let hashes_source = hash_policy(&at!(tcp.hash_policy));
     let life = at!(tcp.max_downstream_connection_duration);
     let max_connection_duration = life.span();
     if let Some(span) = max_connection_duration.filter(|span| *span < SHORTEST_LIFE) {
@@ -28,8 +30,25 @@ pub(super) fn tcp_proxy(tcp: At<'_, proto::TcpProxy>) -> Option<TcpConnectionCon
         clusters: clusters?,
         idle_timeout: at!(tcp.idle_timeout).limit(Some(IDLE_TIMEOUT)),
         max_connection_duration,
+        hashes_source: hashes_source?,
         max_connect_attempts: attempts?,
     })
+}
+
+/// Whether the address that a connection comes from is its hash.
+fn hash_policy(policies: &At<'_, Vec<HashPolicy>>) -> Option<bool> {
+    if policies.value.len() > 1 {
+        policies.refuse(format_args!("has {} policies; one at most is served", policies.value.len()));
+    }
+    let policy = policies.each().next();
+    match policy.map(|policy| (policy, &policy.value.policy_specifier)) {
+        None => Some(false),
+        Some((_, Some(PolicySpecifier::SourceIp(_)))) => Some(true),
+        Some((policy, Some(PolicySpecifier::FilterState(_)) | None)) => {
+            policy.refuse("is not served; use source_ip");
+            None
+        }
+    }
 }
 
 fn clusters(tcp: &At<'_, proto::TcpProxy>) -> Option<Vec<ClusterShare>> {

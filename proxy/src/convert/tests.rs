@@ -156,7 +156,7 @@ fn clusters_keep_their_constraints() {
             (json!({ "type": "ORIGINAL_DST" }), "type: ORIGINAL_DST is not served"),
             (json!({ "type": "STRICT_DNS" }), "load_assignment: is not set"),
             (json!({ "type": "STRICT_DNS", "dns_refresh_rate": "0s" }), "dns_refresh_rate: 0s is not above 0s"),
-            (json!({ "lb_policy": "MAGLEV" }), "lb_policy: MAGLEV is not served"),
+            (json!({ "lb_policy": "CLUSTER_PROVIDED" }), "lb_policy: CLUSTER_PROVIDED is not served"),
             (
                 json!({ "lb_policy": "LEAST_REQUEST", "least_request_lb_config": { "choice_count": 1 } }),
                 "least_request_lb_config.choice_count: 1 is not in 2..=",
@@ -516,16 +516,50 @@ fn endpoints_may_be_told_addresses_in_proxy_headers() {
     for (over, text) in [
         (json!({}), "transport_socket.typed_config.transport_socket: is not set"),
         (tls, "transport_socket.typed_config.transport_socket.typed_config: transport socket envoy"),
-        (
-            with(raw.clone(), &json!({ "config": { "added_tlvs": [{}] } })),
-            "config.added_tlvs: additional values are not sent",
-        ),
-        (with(raw, &json!({ "config": { "version": 7 } })), "config.version: 7 is not a known value"),
+        (with(raw, &json!({ "config": { "added_tlvs": [{}] } })), "config.added_tlvs: additional values are not sent"),
     ] {
         let told = read(&over).result.expect_err(&format!("{over} was taken")).to_string();
         assert!(told.contains(text), "{over}\n told: {told}");
     }
     assert_eq!(read_cluster(&base_cluster()).result.unwrap().proxy_header, None);
+}
+
+#[test]
+fn tables_of_hashes_keep_their_constraints() {
+    let listed = |kind: &str, over: &Value| {
+        let url = format!("type.googleapis.com/envoy.extensions.load_balancing_policies.{kind}");
+        let policy = json!({ "name": "p", "typed_config": with(json!({ "@type": url }), over) });
+        json!({ "load_balancing_policy": { "policies": [{ "typed_extension_config": policy }] } })
+    };
+    let ring = |minimum, maximum| LoadBalancing::RingHash { minimum, maximum };
+    let maglev = |table_size| LoadBalancing::Maglev { table_size };
+    for (over, read) in [
+        (json!({ "lb_policy": "RING_HASH" }), ring(1024, 8 << 20)),
+        (json!({ "lb_policy": "MAGLEV" }), maglev(65_537)),
+        (
+            json!({ "lb_policy": "RING_HASH", "ring_hash_lb_config": { "minimum_ring_size": 7, "maximum_ring_size": 7 } }),
+            ring(7, 7),
+        ),
+        (json!({ "lb_policy": "MAGLEV", "maglev_lb_config": { "table_size": 2 } }), maglev(2)),
+        (listed("ring_hash.v3.RingHash", &json!({ "minimum_ring_size": 9 })), ring(9, 8 << 20)),
+        (listed("maglev.v3.Maglev", &json!({ "table_size": 5_000_011 })), maglev(5_000_011)),
+        (listed("maglev.v3.Maglev", &json!({ "consistent_hashing_lb_config": {} })), maglev(65_537)),
+    ] {
+        let converted = read_cluster(&with(base_cluster(), &over));
+        assert_eq!((converted.result.unwrap().balancing, converted.ignored.len()), (read, 0), "{over}");
+    }
+    let old = |over: &Value| with(json!({ "lb_policy": "RING_HASH" }), &json!({ "ring_hash_lb_config": over }));
+    let bounded = json!({ "consistent_hashing_lb_config": { "hash_balance_factor": 120 } });
+    let cases = [
+        (old(&json!({ "minimum_ring_size": 0 })), "minimum_ring_size: 0 is not in 1..=8388608"),
+        (old(&json!({ "maximum_ring_size": 8_388_609 })), "maximum_ring_size: 8388609 is not in 1..=8388608"),
+        (old(&json!({ "maximum_ring_size": 10 })), "minimum_ring_size: 1024 is above maximum_ring_size, 10"),
+        (old(&json!({ "hash_function": "MURMUR_HASH_2" })), "hash_function: MURMUR_HASH_2 is not served"),
+        (listed("maglev.v3.Maglev", &json!({ "table_size": 65_536 })), "table_size: 65536 is not a prime number"),
+        (listed("maglev.v3.Maglev", &json!({ "table_size": 5_000_012 })), "table_size: 5000012 is not in 1..=5000011"),
+        (listed("ring_hash.v3.RingHash", &bounded), "hash_balance_factor: bounded loads are not served"),
+    ];
+    all_refused(read_cluster, &base_cluster(), &cases);
 }
 
 fn chain(name: &str, asked: &Value) -> Value {
@@ -737,6 +771,11 @@ fn opaque_listeners_keep_their_constraints() {
             json!({ "max_downstream_connection_duration": "0.000999s" }),
             "max_downstream_connection_duration: 999µs is below 1ms",
         ),
+        (
+            json!({ "hash_policy": [{ "filter_state": { "key": "a" } }] }),
+            "hash_policy[0]: is not served; use source_ip",
+        ),
+        (json!({ "hash_policy": [{ "source_ip": {} }, { "source_ip": {} }] }), "hash_policy: has 2 policies"),
         (json!({ "on_demand": {} }), "on_demand: clusters on demand are not served"),
         (json!({ "tunneling_config": { "hostname": "a" } }), "tunneling_config: is not served"),
         (json!({ "upstream_connect_mode": "ON_DOWNSTREAM_DATA" }), "upstream_connect_mode: "),
@@ -775,8 +814,9 @@ fn opaque_listeners_have_envoys_defaults() {
     let shares: Vec<_> = tcp.clusters.iter().map(|share| (share.cluster.as_str(), share.weight)).collect();
     assert_eq!(shares, [("a", u32::MAX), ("b", u32::MAX)]);
     let at = |field: &str| format!("listener.filter_chains.filters.typed_config.{field}");
-    assert_eq!(ignored.len(), 3, "{ignored:?}");
-    for field in ["access_log", "hash_policy", "downstream_idle_timeout"] {
+    assert!(tcp.hashes_source);
+    assert_eq!(ignored.len(), 2, "{ignored:?}");
+    for field in ["access_log", "downstream_idle_timeout"] {
         assert!(ignored.contains(&at(field)), "{field} in {ignored:?}");
     }
 }

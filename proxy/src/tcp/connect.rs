@@ -11,6 +11,7 @@ use outrigger_reactor::{TcpStream, sleep};
 
 use super::clock::Clock;
 use super::relay::Relay;
+use crate::balance::{Draw, hash_of};
 use crate::chance::Chance;
 use crate::config::{ClusterShare, ListenerName, TcpConnectionConfig};
 use crate::drain::Watch;
@@ -117,13 +118,14 @@ impl Downstream {
         let cluster = share.and_then(|share| share.index).and_then(|index| view.cluster_at(index, worker));
         let cluster = cluster.ok_or_else(|| Fault::new(Kind::NoCluster).with_cluster(name))?;
         self.admit(&cluster)?;
+        let hash = settings.hashes_source.then(|| hash_of(self.source.ip().to_canonical().to_string().as_bytes()));
         let mut tried = Vec::new();
         let mut failed = Kind::NoEndpoint;
         for attempt in 1..=settings.max_connect_attempts {
             if attempt > 1 {
                 cluster.cell.retries.add_one();
             }
-            failed = match self.try_once(&cluster, &mut tried).await {
+            failed = match self.try_once(&cluster, &mut tried, hash).await {
                 Ok(connected) => return Ok(connected),
                 Err(kind) => kind,
             };
@@ -135,9 +137,14 @@ impl Downstream {
     }
 
     /// One connect to one endpoint, which is told to outlier detection.
-    async fn try_once(&self, cluster: &Rc<Cluster>, tried: &mut Vec<usize>) -> Result<Connected, Kind> {
+    async fn try_once(
+        &self,
+        cluster: &Rc<Cluster>,
+        tried: &mut Vec<usize>,
+        hash: Option<u64>,
+    ) -> Result<Connected, Kind> {
         let worker = &*self.worker;
-        let pick = cluster.pick(tried, &worker.chance).ok_or(Kind::NoEndpoint)?;
+        let pick = cluster.pick(tried, Draw { chance: &worker.chance, hash }).ok_or(Kind::NoEndpoint)?;
         if tried.contains(&pick.index) {
             // All have failed just now: without a pause many attempts would be a storm.
             tried.clear();

@@ -9,7 +9,7 @@ use std::time::Duration;
 use outrigger_reactor::{Buf, now};
 
 use super::{ClusterState, Worker};
-use crate::balance::{Balancer, Ejected, Live, Pick, Record, Ruling, Seen};
+use crate::balance::{Balancer, Draw, Ejected, Live, Pick, Record, Ruling, Seen};
 use crate::chance::Chance;
 use crate::config::{ClusterConfig, EndpointSet};
 use crate::fault::Kind;
@@ -115,9 +115,9 @@ impl Cluster {
     }
 
     /// Chooses an endpoint: none of `tried` while others are left.
-    pub fn pick(&self, tried: &[usize], chance: &Chance) -> Option<Pick> {
+    pub fn pick<'a>(&self, tried: &[usize], draw: impl Into<Draw<'a>>) -> Option<Pick> {
         let generation = self.state.ejector.generation();
-        let pick = self.balancer.borrow_mut().pick(self, generation, tried, chance)?;
+        let pick = self.balancer.borrow_mut().pick(self, generation, tried, draw)?;
         if pick.panic {
             self.cell.panic_picks.add_one();
         }

@@ -80,7 +80,7 @@ fn the_proxy_refuses_a_wrong_bootstrap_with_its_path() {
     assert_bootstrap_refused(&with(json!({ "connect_timeout": "0s" })), &["connect_timeout"]);
     assert_bootstrap_refused(&with(json!({ "type": "TELEPATHY" })), &["type", "TELEPATHY"]);
     assert_bootstrap_refused(&with(json!({ "conect_timeout": "1s" })), &["conect_timeout", "connect_timeout"]);
-    assert_bootstrap_refused(&with(json!({ "lb_policy": "MAGLEV" })), &["lb_policy"]);
+    assert_bootstrap_refused(&with(json!({ "lb_policy": "CLUSTER_PROVIDED" })), &["lb_policy"]);
 }
 
 #[test]

@@ -141,6 +141,29 @@ on_both_drivers! {
         }
     }
 
+    fn an_address_keeps_its_endpoint_under_a_hash(io) {
+        let upstreams: Vec<_> = ["A", "B", "C", "D"].map(OpaqueUpstream::greeting).into();
+        let addresses: Vec<_> = upstreams.iter().map(OpaqueUpstream::address).collect();
+        for policy in ["RING_HASH", "MAGLEV"] {
+            let tcp = json!({ "hash_policy": [{ "source_ip": {} }] });
+            let proxy = Proxy::start(&ProxySetup::new(io, opaque(&addresses, tcp, json!({ "lb_policy": policy }))));
+            let greeted = |last: u8| {
+                let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+                socket.bind(&SocketAddr::from(([127, 0, 0, last], 0)).into()).unwrap();
+                socket.connect(&proxy.listener("main").into()).unwrap();
+                let mut stream = TcpStream::from(socket);
+                stream.set_read_timeout(Some(OpaqueUpstream::PATIENCE)).unwrap();
+                let mut byte = [0];
+                stream.read_exact(&mut byte).unwrap();
+                byte[0]
+            };
+            let first: Vec<u8> = (1..=40).map(greeted).collect();
+            let again: Vec<u8> = (1..=40).map(greeted).collect();
+            assert_eq!(first, again, "{policy}");
+            assert!(first.iter().any(|tag| *tag != first[0]), "{policy}: all to {}", first[0]);
+        }
+    }
+
     fn the_upstream_may_speak_first(io) {
         let upstream = OpaqueUpstream::greeting("220 ready\r\n");
         let proxy = to(io, &upstream);

@@ -26,6 +26,7 @@ const TLS_INSPECTOR: &str = "envoy.extensions.filters.listener.tls_inspector.v3.
 /// What a virtual host, route or weighted cluster may set for a filter.
 const PER_FILTER: Rule = CarryOrIgnore(&["envoy.config.route.v3.FilterConfig", LOCAL_RATE_LIMIT, ROUTE_POLICY]);
 
+const BOUNDED: Rule = Refuse("bounded loads are not served; requests would go elsewhere without them");
 const CONDITION: Rule = Refuse("this condition is not served; without it more requests would match");
 const ECDS: Rule = Refuse("filter configuration on demand is not served; use typed_config");
 const ELSEWHERE: Rule = Refuse("is not served, and requests would go elsewhere without it");
@@ -100,16 +101,28 @@ pub static TABLE: &[Row] = &[
             ("filters", Refuse("upstream network filters are not served")),
             ("http2_protocol_options", Serve),
             ("http_protocol_options", Serve),
-            ("lb_policy", Only(&["ROUND_ROBIN", "LEAST_REQUEST", "RANDOM", "LOAD_BALANCING_POLICY_CONFIG"])),
+            (
+                "lb_policy",
+                Only(&[
+                    "ROUND_ROBIN",
+                    "LEAST_REQUEST",
+                    "RANDOM",
+                    "RING_HASH",
+                    "MAGLEV",
+                    "LOAD_BALANCING_POLICY_CONFIG",
+                ]),
+            ),
             ("lb_subset_config", ELSEWHERE),
             ("least_request_lb_config", Serve),
             ("load_assignment", Serve),
             ("load_balancing_policy", Serve),
+            ("maglev_lb_config", Serve),
             ("max_requests_per_connection", Serve),
             ("metadata", Serve),
             ("name", Serve),
             ("outlier_detection", Serve),
             ("protocol_selection", Serve),
+            ("ring_hash_lb_config", Serve),
             ("round_robin_lb_config", Serve),
             ("transport_socket", Serve),
             ("transport_socket_matcher", WEAKER),
@@ -125,6 +138,12 @@ pub static TABLE: &[Row] = &[
     row("envoy.config.cluster.v3.Cluster.CommonLbConfig", Ignore, &[("healthy_panic_threshold", Serve)]),
     whole("envoy.config.cluster.v3.Cluster.EdsClusterConfig"),
     row("envoy.config.cluster.v3.Cluster.LeastRequestLbConfig", Ignore, &[("choice_count", Serve)]),
+    whole("envoy.config.cluster.v3.Cluster.MaglevLbConfig"),
+    row(
+        "envoy.config.cluster.v3.Cluster.RingHashLbConfig",
+        Ignore,
+        &[("hash_function", Only(&["XX_HASH"])), ("maximum_ring_size", Serve), ("minimum_ring_size", Serve)],
+    ),
     row("envoy.config.cluster.v3.Cluster.RoundRobinLbConfig", Ignore, &[]),
     row(
         "envoy.config.cluster.v3.Cluster.TransportSocketMatch",
@@ -264,7 +283,9 @@ pub static TABLE: &[Row] = &[
                 "typed_config",
                 CarryOrIgnore(&[
                     "envoy.extensions.load_balancing_policies.least_request.v3.LeastRequest",
+                    "envoy.extensions.load_balancing_policies.maglev.v3.Maglev",
                     "envoy.extensions.load_balancing_policies.random.v3.Random",
+                    "envoy.extensions.load_balancing_policies.ring_hash.v3.RingHash",
                     "envoy.extensions.load_balancing_policies.round_robin.v3.RoundRobin",
                     "envoy.extensions.load_balancing_policies.wrr_locality.v3.WrrLocality",
                 ]),
@@ -684,6 +705,7 @@ pub static TABLE: &[Row] = &[
         Ignore,
         &[
             ("cluster", Serve),
+            ("hash_policy", Serve),
             ("idle_timeout", Serve),
             ("max_connect_attempts", Serve),
             ("max_downstream_connection_duration", Serve),
@@ -701,8 +723,30 @@ pub static TABLE: &[Row] = &[
         Ignore,
         &[("metadata_match", ELSEWHERE), ("name", Serve), ("weight", Serve)],
     ),
+    row(
+        "envoy.extensions.load_balancing_policies.common.v3.ConsistentHashingLbConfig",
+        Ignore,
+        &[("hash_balance_factor", BOUNDED), ("use_hostname_for_hashing", FALSE)],
+    ),
     row("envoy.extensions.load_balancing_policies.least_request.v3.LeastRequest", Ignore, &[("choice_count", Serve)]),
+    row(
+        "envoy.extensions.load_balancing_policies.maglev.v3.Maglev",
+        Ignore,
+        &[("consistent_hashing_lb_config", Serve), ("table_size", Serve)],
+    ),
     row("envoy.extensions.load_balancing_policies.random.v3.Random", Ignore, &[]),
+    row(
+        "envoy.extensions.load_balancing_policies.ring_hash.v3.RingHash",
+        Ignore,
+        &[
+            ("consistent_hashing_lb_config", Serve),
+            ("hash_balance_factor", BOUNDED),
+            ("hash_function", Only(&["DEFAULT_HASH", "XX_HASH"])),
+            ("maximum_ring_size", Serve),
+            ("minimum_ring_size", Serve),
+            ("use_hostname_for_hashing", FALSE),
+        ],
+    ),
     row("envoy.extensions.load_balancing_policies.round_robin.v3.RoundRobin", Ignore, &[]),
     row(
         "envoy.extensions.load_balancing_policies.wrr_locality.v3.WrrLocality",
@@ -753,6 +797,8 @@ pub static TABLE: &[Row] = &[
         ],
     ),
     whole("envoy.type.v3.FractionalPercent"),
+    row("envoy.type.v3.HashPolicy", ELSEWHERE, &[("source_ip", Serve)]),
+    whole("envoy.type.v3.HashPolicy.SourceIp"),
     whole("envoy.type.v3.HttpStatus"),
     whole("envoy.type.v3.Int32Range"),
     whole("envoy.type.v3.Int64Range"),

@@ -255,7 +255,7 @@ fn a_cluster_is_walked() {
     let cluster = |yaml: &str| find("envoy.config.cluster.v3.Cluster", yaml);
     assert_eq!(cluster("{ name: a, type: EDS, lb_policy: LEAST_REQUEST, connect_timeout: 1s }"), []);
     assert_eq!(cluster("{ type: ORIGINAL_DST }"), [refused("type")]);
-    assert_eq!(cluster("{ lb_policy: MAGLEV }"), [refused("lb_policy")]);
+    assert_eq!(cluster("{ lb_policy: CLUSTER_PROVIDED }"), [refused("lb_policy")]);
     assert_eq!(
         cluster("{ health_checks: [{}], alt_stat_name: b }"),
         [ignored("health_checks"), ignored("alt_stat_name")]
@@ -333,7 +333,9 @@ fn any_in_any_is_bounded() {
 #[test]
 fn the_number_of_findings_is_bounded_and_refusals_survive() {
     let mut yaml = String::from("{ name: a, listener_filters: [");
-    yaml.push_str(&"{ name: a, typed_config: { \"@type\": x/stats.PluginConfig } },".repeat(MAX_FINDINGS + 1));
+    let idle = "{ name: a, typed_config: { \"@type\": type.googleapis.com/\
+                envoy.extensions.filters.listener.original_dst.v3.OriginalDst } },";
+    yaml.push_str(&idle.repeat(MAX_FINDINGS + 1));
     yaml.push_str("], udp_listener_config: {} }");
     let found = find("envoy.config.listener.v3.Listener", &yaml);
     assert_eq!(found.len(), MAX_FINDINGS + 1);

@@ -101,6 +101,7 @@ fn tcp(tcp: &TcpConnectionConfig) -> Value {
         "idle_timeout": span(tcp.idle_timeout),
         "max_connection_duration": span(tcp.max_connection_duration),
         "max_connect_attempts": tcp.max_connect_attempts,
+        "hashes_source": tcp.hashes_source,
     })
 }
 
@@ -162,7 +163,11 @@ pub fn cluster(cluster: &ClusterConfig) -> Value {
         "connect_timeout": span(Some(cluster.connect_timeout)),
         "load_balancing": match cluster.balancing {
             LoadBalancing::LeastRequest { choices } => json!({ "least_request": { "choices": choices } }),
+            LoadBalancing::Maglev { table_size } => json!({ "maglev": { "table_size": table_size } }),
             LoadBalancing::Random => json!("random"),
+            LoadBalancing::RingHash { minimum, maximum } => {
+                json!({ "ring_hash": { "minimum_ring_size": minimum, "maximum_ring_size": maximum } })
+            }
             LoadBalancing::RoundRobin => json!("round_robin"),
         },
         "limits": limits(&cluster.limits),
