@@ -36,24 +36,24 @@ layout: ## which room may use which, names, sizes, unsafe
 	$(CARGO) test --locked -p outrigger-tests --test layout
 
 # Debian packages for what is missing (as root; RUNLEVEL keeps init scripts from starting services), the rest by fetch.py.
-PEERS = curl:curl h2load:nghttp2-client nghttpd:nghttp2-server nginx:nginx-light chromium:chromium ip:iproute2 \
+PEERS = curl:curl h2load:nghttp2-client nghttpd:nghttp2-server nginx:nginx-light chromium:chromium ip:iproute2 openssl:openssl \
   mariadbd:mariadb-server-core mariadb:mariadb-client-core redis-server:redis-server memcached:memcached
 interop-peers:
 	@missing=""; for pair in $(PEERS); do \
 	  PATH="$$PATH:/usr/sbin" command -v $${pair%%:*} >/dev/null || missing="$$missing $${pair##*:}"; done; \
 	if [ -n "$$missing" ]; then RUNLEVEL=1 apt-get install -y --no-install-recommends $$missing; fi
 
-interop: interop-peers ## real peers before, behind and beside us: curl, nginx, Envoy, Chromium, MariaDB ...; real cgroups, namespaces
+interop: interop-peers ## real peers before, behind and beside us: curl, nginx, Envoy, OpenSSL, Chromium, MariaDB ...; real cgroups, namespaces
 	$(CARGO) build --workspace --bins --locked
 	OUTRIGGER_ENVOY="$$(python3 tests/tools/fetch.py envoy)" \
-	  $(CARGO) test --locked -p outrigger-tests --test interop --test browser --test cgroup --test veth -- --ignored
+	  $(CARGO) test --locked -p outrigger-tests --test interop --test tls --test browser --test cgroup --test veth -- --ignored
 
 # The property tests with many more cases than `make test` gives them; bounded.
 FUZZ_CASES ?= 10000
 fuzz-smoke: ## random input to the parsers, the converter and the policy reader, about a minute
 	$(CARGO) test --no-run --locked --workspace --lib
 	PROPTEST_CASES=$(FUZZ_CASES) OUTRIGGER_FUZZ_CASES=$(FUZZ_CASES) timeout 900 \
-	  $(CARGO) test --locked --workspace --lib -- convert:: grpc:: http1:: route:: policy:: model::
+	  $(CARGO) test --locked --workspace --lib -- convert:: detect:: grpc:: http1:: http2:: route:: policy:: model::
 
 chart: ## the Helm chart: lint, render, refuse bad values
 	HELM="$$(python3 tests/tools/fetch.py helm)" sh tests/tools/chart.sh
