@@ -4,8 +4,12 @@ use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::time::Duration;
 
-use outrigger_tests::world::resource::{self, any_host, any_port, cluster, forward, http, merge, route, table};
-use outrigger_tests::world::{Answer, Downstream, Io, OpaqueUpstream, Proxy, ProxySetup, Upstream, wait_for};
+use outrigger_tests::world::resource::{
+    self, CLUSTER, LISTENER, any_host, any_port, cluster, forward, http, merge, route, table,
+};
+use outrigger_tests::world::{
+    AdsServer, Answer, Downstream, Io, OpaqueUpstream, Proxy, ProxySetup, Upstream, wait_for,
+};
 use serde_json::{Value, json};
 
 const SOON: Duration = Duration::from_secs(10);
@@ -374,5 +378,57 @@ on_both_drivers! {
             let refused = Downstream::connect(proxy.listener("web")).unwrap().get("/").unwrap();
             assert_eq!((refused.status, refused.fault_kind().as_str()), (503, "local/connect/proxy-header"));
         }
+    }
+
+    fn an_update_moves_no_connection_to_another_chain(io) {
+        let (web, shop, rest) = (Upstream::named("web"), Upstream::named("shop"), tagged("R"));
+        let local = json!({ "prefix_ranges": [{ "address_prefix": "127.0.0.1", "prefix_len": 32 }] });
+        let http = json!({ "application_protocols": ["http/1.1"] });
+        let listener = |chains: &[Value]| {
+            json!({ "name": "main", "address": any_port(), "filter_chains": chains, "listener_filters": [http_inspector()] })
+        };
+        let ads = AdsServer::start();
+        for (name, address) in [("web", web.address()), ("shop", shop.address()), ("rest", rest.address())] {
+            ads.set([(CLUSTER, cluster(name, &[address]))]);
+        }
+        ads.set([(LISTENER, listener(&[to_http("web", http.clone()), to_cluster("rest", json!({}))]))]);
+        let proxy = Proxy::start(&ProxySetup::new(io, resource::dynamic("proxy-0", ads.address(), json!({}))));
+        let mut kept = proxy.connect();
+        assert_eq!(kept.get("/").unwrap().text(), "web");
+        let mut opaque = proxy.connect();
+        opaque.send(b"\0").unwrap();
+        assert_eq!(opaque.read_bytes(2).unwrap(), b"R\0");
+
+        let twice = [to_http("web", http.clone()), to_http("shop", http.clone())];
+        ads.set([(LISTENER, listener(&twice))]);
+        let (_, text) = ads.wait_nack(LISTENER).error.unwrap();
+        let told = "filter_chains[1].filter_chain_match: matches connections (protocols=http/1.1)";
+        assert!(text.contains("listener \"main\"") && text.contains(told), "{text}");
+        assert_eq!(kept.get("/").unwrap().text(), "web", "the last good one serves");
+
+        // Another chain before it, which takes all new connections: the old one keeps its own.
+        let version = ads.set([(LISTENER, listener(&[to_http("shop", local.clone()), to_http("web", http)]))]);
+        ads.wait_ack(LISTENER, version);
+        wait_for("the new chains", SOON, || match proxy.connect().get("/").unwrap().text().as_str() {
+            "shop" => Ok(()),
+            other => Err(other.to_owned()),
+        });
+        assert_eq!(kept.get("/").unwrap().text(), "web");
+        opaque.send(b"\x01").unwrap();
+        assert_eq!(opaque.read_bytes(1).unwrap(), b"\x01", "its chain is gone, it is not");
+
+        let version = ads.set([(LISTENER, listener(&[to_http("shop", local)]))]);
+        ads.wait_ack(LISTENER, version);
+        wait_for("the first chain to be gone", SOON, || {
+            let told = proxy.admin_json("/listeners?format=json");
+            if told["listeners"][0]["chains"].as_array().is_some_and(|chains| chains.len() == 1) {
+                Ok(())
+            } else {
+                Err(told.to_string())
+            }
+        });
+        kept.send_request("GET", "/", &[], b"").unwrap();
+        kept.expect_closed(SOON).unwrap();
+        assert_eq!(proxy.connect().get("/").unwrap().text(), "shop");
     }
 }
