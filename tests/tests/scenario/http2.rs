@@ -590,6 +590,7 @@ on_both_drivers! {
         let app = merge(http2_cluster("app", &[upstream.address()]), many);
         let proxy = Proxy::start(&ProxySetup::new(io, resource::forwarding_with(json!({}), app)));
         let other = proxy.connect_h2();
+        // The median: of a machine that does other things meanwhile, the tail says nothing about the proxy.
         let ask = |count: usize| {
             let mut times: Vec<Duration> = (0..count)
                 .map(|_| {
@@ -599,7 +600,7 @@ on_both_drivers! {
                 })
                 .collect();
             times.sort();
-            times[count * 99 / 100]
+            (times[count / 2], times[count * 99 / 100])
         };
         let before = (ask(200), proxy.resident_bytes());
         let stalled = slow_reader(&proxy, 1);
@@ -614,10 +615,11 @@ on_both_drivers! {
         let during = ask(200);
         let grown = proxy.resident_bytes().saturating_sub(before.1);
         if proxy.is_ours() {
-            assert!(during < before.0 * 10 + Duration::from_millis(50), "p99 {:?} alone, {during:?} beside them", before.0);
+            let (alone, beside) = (before.0.0, during.0);
+            assert!(beside < alone * 5 + Duration::from_millis(20), "median {alone:?} alone, {beside:?} beside them");
             assert!(grown < STALLED as u64 * 128 * 1024, "{} KiB a stalled stream", grown / 1024 / STALLED as u64);
         }
-        println!("{io:?}: p99 {:?} alone, {during:?} beside; {} KiB a stalled stream", before.0, grown / 1024 / STALLED as u64);
+        println!("{io:?}: median and p99 {:?} alone, {during:?} beside; {} KiB a stalled stream", before.0, grown / 1024 / STALLED as u64);
     }
 
     fn sigterm_lets_streams_finish(io) {
