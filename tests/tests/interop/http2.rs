@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 
 use outrigger_tests::world::process::{Launch, Process};
-use outrigger_tests::world::resource::{self, http2_cluster, plain, route};
+use outrigger_tests::world::resource::{self, cluster, http2_cluster, merge, plain, route};
 use outrigger_tests::world::scratch::Scratch;
 use outrigger_tests::world::upstream::pattern;
 use outrigger_tests::world::{Answer, H2Answer, H2Upstream, Proxy, ProxySetup, Upstream};
@@ -39,9 +39,15 @@ fn h2spec(program: &str, port: u16, is_strict: bool) -> (String, String) {
     (sum, text)
 }
 
+/// HTTP/2 only: where the first bytes choose, what is no preface is HTTP/1 and gets its 400.
+fn framed(http: Value, app: Value) -> Value {
+    resource::forwarding_with(merge(json!({ "codec_type": "HTTP2" }), http), app)
+}
+
 fn answering() -> Value {
     let hello = json!({ "direct_response": { "status": 200, "body": { "inline_string": "hello" } } });
-    plain(vec![route("/", hello)], vec![])
+    let routes = resource::table("main", vec![resource::any_host(vec![route("/", hello)])]);
+    framed(json!({ "route_config": routes }), cluster("app", &[free_port()]))
 }
 
 #[test]
@@ -57,7 +63,7 @@ fn h2spec_finds_nothing() {
         }
     });
     let app = Upstream::named("hello");
-    for bootstrap in [answering(), resource::forwarding(&[app.address()])] {
+    for bootstrap in [answering(), framed(json!({}), cluster("app", &[app.address()]))] {
         for io in BOTH {
             let proxy = Proxy::start(&ProxySetup::new(io, bootstrap.clone()));
             for is_strict in [false, true] {

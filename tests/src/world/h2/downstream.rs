@@ -87,7 +87,11 @@ impl H2Downstream {
     pub fn send_request(&self, method: &str, target: &str, headers: &[(&str, &str)], body: &[u8]) -> io::Result<u32> {
         let stream = self.open(method, target, headers, body.is_empty())?;
         if !body.is_empty() {
-            self.send_body(stream, body, true)?;
+            match self.send_body(stream, body, true) {
+                // It was answered or reset before all was sent: that is its outcome.
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                other => other?,
+            }
         }
         Ok(stream)
     }
