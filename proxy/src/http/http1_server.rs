@@ -192,6 +192,10 @@ impl Downstream {
     /// Answers bytes that are no request.
     fn refuse(&mut self, kind: Kind, http: &HttpConnectionConfig) {
         self.cell.faults.add_one(kind);
+        if http.codec == Codec::Http2 {
+            // An answer of HTTP/1 is no frame to whoever was to speak HTTP/2; GOAWAY may be left out (RFC 9113 §3.4).
+            return;
+        }
         let fault = Fault::new(kind);
         let answering = Answering {
             worker: &self.worker,
