@@ -3,7 +3,7 @@
 //! **Shape.** [`serve`] polls the connection; each stream that it brings is a task of its own with a [`Downstream`].
 //! ```text
 //!   preface ──▶ serving ──drain, idle, over age──▶ GOAWAY ──streams ended──▶ closed
-//!                  └── flood, silent peer, protocol error ──▶ GOAWAY and closed at once
+//!                  └── flood, silent peer, slow head, protocol error ──▶ GOAWAY and closed at once
 //! ```
 //!
 //! **Limits.** Streams at once and windows as configured; header lists as large as HTTP/1 heads. A connection without a
@@ -33,8 +33,8 @@ use crate::worker::Worker;
 
 /// What is left to a peer to take the last frames of a connection that is closed for what it did.
 const CLOSING: Duration = Duration::from_secs(1);
-/// Time for the rest of the preface where the listener sets none.
-const PREFACE_TIMEOUT: Duration = Duration::from_secs(15);
+/// Time for the rest of the preface, or of a header block, where the listener sets none.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// A connection and when it is to end.
 struct Serving {
@@ -47,6 +47,8 @@ struct Serving {
     streams: Rc<Streams>,
     idle_timeout: Option<Duration>,
     timer: Sleep,
+    head_timeout: Duration,
+    head_timer: Sleep,
     /// End of its life, where it is bounded.
     over_age: Option<Instant>,
     max_requests: Option<u32>,
@@ -87,7 +89,7 @@ pub(super) async fn serve(downstream: Downstream) {
     let io = Io::new(stream, inlet.input, Guard::of_client());
     let state = io.state();
     let shaking = http2::server(&http.http2, http.max_head_bytes).handshake(io);
-    let span = http.request_headers_timeout.unwrap_or(PREFACE_TIMEOUT);
+    let span = http.request_headers_timeout.unwrap_or(HEAD_TIMEOUT);
     let Ok(Ok(framed)) = timeout(span, shaking).await else { return };
     let mut serving = Serving::new((framed, state), &worker, watch, &http, opened);
     while let Some((request, respond)) = poll_fn(|cx| serving.poll_next(cx)).await {
@@ -129,6 +131,8 @@ impl Serving {
             streams,
             idle_timeout: http.idle_timeout,
             timer: sleep_until(now()),
+            head_timeout: http.request_headers_timeout.unwrap_or(HEAD_TIMEOUT),
+            head_timer: sleep_until(now()),
             over_age: http.max_connection_duration.map(|span| opened + span),
             max_requests: http.max_requests_per_connection,
             accepted: 0,
@@ -147,8 +151,9 @@ impl Serving {
                 Poll::Ready(Some(Err(_)) | None) => return Poll::Ready(None),
                 Poll::Pending => {}
             }
-            if self.state.is_flooded() {
-                self.framed.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+            let slow = self.poll_slow_head(cx).is_ready().then_some(Reason::ENHANCE_YOUR_CALM);
+            if let Some(reason) = self.state.refusal().or(slow) {
+                self.framed.abrupt_shutdown(reason);
                 return Poll::Ready(None);
             }
             if !self.is_leaving && self.poll_leaving(cx).is_ready() {
@@ -161,6 +166,13 @@ impl Serving {
                 None => Poll::Pending,
             };
         }
+    }
+
+    /// Ready when a header block has taken too long. It holds up all streams: no other frame may come amid it.
+    fn poll_slow_head(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(since) = self.state.block_since() else { return Poll::Pending };
+        self.head_timer.reset(since + self.head_timeout);
+        Pin::new(&mut self.head_timer).poll(cx)
     }
 
     /// Ready when no new stream is wanted.

@@ -13,7 +13,9 @@ use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
+use std::time::Instant;
 
+use h2::Reason;
 use outrigger_reactor::{Buf, TcpStream, now};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
@@ -33,14 +35,20 @@ pub struct Io {
 /// What the owner of a connection may ask while `h2` holds the socket.
 #[derive(Debug, Default)]
 pub struct IoState {
-    is_flooded: Cell<bool>,
+    refusal: Cell<Option<Reason>>,
+    block_since: Cell<Option<Instant>>,
     received: Cell<u64>,
 }
 
 impl IoState {
-    /// The peer only makes work: the connection is to be closed. Nothing more of it is read.
-    pub fn is_flooded(&self) -> bool {
-        self.is_flooded.get()
+    /// Why the connection is to be closed: the peer only makes work, or sent what is wrong. Nothing more of it is read.
+    pub fn refusal(&self) -> Option<Reason> {
+        self.refusal.get()
+    }
+
+    /// Since when a header block has been coming.
+    pub fn block_since(&self) -> Option<Instant> {
+        self.block_since.get()
     }
 
     /// Bytes received so far.
@@ -70,7 +78,7 @@ impl Io {
 
 impl AsyncRead for Io {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if self.state.is_flooded.get() {
+        if self.state.refusal.get().is_some() {
             // Whoever polls the connection looks at this next, and closes it.
             return Poll::Pending;
         }
@@ -83,10 +91,14 @@ impl AsyncRead for Io {
         }
         let take = self.input.len().min(into.remaining());
         let taken = self.input.split_to(take);
-        self.guard.see(&taken, now);
-        self.state.is_flooded.set(self.guard.is_spent());
+        let passed = self.guard.see(&taken, now);
+        self.state.refusal.set(self.guard.refusal());
+        self.state.block_since.set(self.guard.block_since());
         self.state.received.set(self.state.received.get() + take as u64);
-        into.put_slice(&taken);
+        if passed == 0 && take > 0 {
+            return Poll::Pending;
+        }
+        into.put_slice(&taken[..passed]);
         Poll::Ready(Ok(()))
     }
 }

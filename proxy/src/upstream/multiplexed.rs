@@ -168,7 +168,7 @@ async fn drive(
 ) {
     let mut keepalive = Keepalive::new(config.keepalive, connection.ping_pong(), &chance);
     poll_fn(|cx| {
-        if Pin::new(&mut connection).poll(cx).is_ready() || state.is_flooded() {
+        if Pin::new(&mut connection).poll(cx).is_ready() || state.refusal().is_some() {
             return Poll::Ready(());
         }
         match &mut keepalive {
