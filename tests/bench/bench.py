@@ -8,7 +8,8 @@ them; figures are medians. CPU is what the scheduler says that the proxy's threa
 Ours has every policy on (retries, ejection, circuit limits, a rate limit that does not bind, counts by route); the
 others are bare. The relays only move bytes: on plain epoll, with splice(2), on our own runtime
 (proxy/reactor/examples/relay.rs), and on tokio-uring. "÷relay" is against the cheapest that copies, "÷splice" against
-the one that does not. In the scene tcp every proxy passes the same requests on unread, as a relay always does.
+the one that does not. In the scene tcp every proxy passes the same requests on unread, as a relay always does. In the
+scenes h2, h1-h2 and h2-h1 clients, application (nghttpd) or both speak HTTP/2, clients with 10 streams a connection.
 
 "calls/req" are system calls, counted apart from the timed runs (calls.py). All of it runs in a network of its own,
 where no sender is paced (network.py); the first line of the table names the congestion control in use.
@@ -28,6 +29,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import calls
@@ -36,10 +39,11 @@ import network
 import peers
 import report
 
-SCENES = ("small", "64k", "1m", "tcp", "idle")
+SCENES = ("small", "64k", "1m", "tcp", "h2", "h1-h2", "h2-h1", "idle")
 FILES = {"64k": 64 << 10, "1m": 1 << 20}
 LIMIT_S = 700.0
 QUICK_LIMIT_S = 170.0
+STREAMS = 10
 SPAN_S, QUICK_SPAN_S = 1.6, 0.5
 TITLES = {
     "small": "/ at 4,000 req/s",
@@ -49,6 +53,12 @@ TITLES = {
     "tcp": "tcp / at 4,000 req/s",
     "tcp-saturated": "tcp / saturated",
     "tcp-1m": "tcp 1 MiB at 200 req/s",
+    "h2": "h2 to h2 / at 4,000 req/s",
+    "h2-saturated": "h2 to h2 / saturated",
+    "h1-h2": "h1 to h2 / at 4,000 req/s",
+    "h1-h2-saturated": "h1 to h2 / saturated",
+    "h2-h1": "h2 to h1 / at 4,000 req/s",
+    "h2-h1-saturated": "h2 to h1 / saturated",
     "idle": "idle, served once, one by one",
 }
 
@@ -107,11 +117,15 @@ def loads(options: argparse.Namespace, scene: str) -> dict[str, measure.Load]:
     steady = measure.Load("/", options.connections, 4000, span_s)
     saturated = measure.Load("/", options.connections, None, span_s)
     large = measure.Load("/static/1m", few, 200, span_s)
+    framed, framed_saturated = replace(steady, streams=STREAMS), replace(saturated, streams=STREAMS)
     return {
         "small": {"small": steady, "saturated": saturated},
         "64k": {"64k": measure.Load("/static/64k", few, 1000, span_s)},
         "1m": {"1m": large},
         "tcp": {"tcp": steady, "tcp-saturated": saturated, "tcp-1m": large},
+        "h2": {"h2": framed, "h2-saturated": framed_saturated},
+        "h1-h2": {"h1-h2": steady, "h1-h2-saturated": saturated},
+        "h2-h1": {"h2-h1": framed, "h2-h1-saturated": framed_saturated},
     }[scene]
 
 
@@ -136,8 +150,11 @@ class Comparison:
         self.scenes: list[str] = options.scene or list(SCENES)
         self.end = time.monotonic() + (QUICK_LIMIT_S if options.quick else LIMIT_S)
         self.backend = peers.backend(work)
-        ours = peers.ours(options.proxy, self.backend.port, work)
-        others, versions = peers.others(self.backend.port, work)
+        self.framed_backend = peers.framed_backend(work)
+        # Where there is none, the port leads nowhere and its scenes are left out.
+        ports = (self.backend.port, (self.framed_backend or self.backend).port)
+        ours = peers.ours(options.proxy, ports, work)
+        others, versions = peers.others(ports, work)
         floor = peers.relays(options.floor, options.ring_relay, self.backend.port)
         prefixes = tuple((options.only or "").split(","))
         self.peers = [peer for peer in [*ours, *others, *floor] if peer.name.startswith(prefixes)]
@@ -148,7 +165,9 @@ class Comparison:
 
     def run(self) -> report.Report:
         """Measures until all is done or the time is over."""
-        with measure.running(self.backend, self.cores[1], self.work):
+        with ExitStack() as stack:
+            for backend in (one for one in (self.backend, self.framed_backend) if one):
+                stack.enter_context(measure.running(backend, self.cores[1], self.work))
             for turn in range(self.repeat):
                 for peer in self.peers:
                     if time.monotonic() > self.end:
@@ -191,10 +210,17 @@ class Comparison:
         found: dict[tuple[int, measure.Load], list[str]] = {}
         for scene in (scene for scene in self.scenes if scene != "idle"):
             for title, load in loads(self.options, scene).items():
-                port = peer.tcp_port if title in report.OPAQUE else peer.port
-                if port:
+                if port := self.port_of(peer, title):
                     found.setdefault((port, load), []).append(title)
         return found
+
+    def port_of(self, peer: peers.Peer, title: str) -> int | None:
+        """Where the requests of that row go; None when the peer has no such row."""
+        if title in report.OPAQUE:
+            return peer.tcp_port
+        if title in report.FRAMED:
+            return peer.framed_port if self.framed_backend else None
+        return peer.port if title not in report.UNFRAMED or peer.framed_port else None
 
 
 def shown() -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Iterator, Sequence
 
-from peers import Peer, find
+from peers import FRAMED_BACKEND, Peer, find
 
 START_S = 15.0
 STOP_S = 5.0
@@ -29,6 +29,7 @@ class Load:
     connections: int
     rate: int | None
     span_s: float
+    streams: int = 0  # at once on each connection, over HTTP/2; 0: HTTP/1.1
 
 
 @dataclass(frozen=True)
@@ -83,11 +84,12 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 def await_answer(peer: Peer, process: subprocess.Popen[bytes], log: Path) -> None:
     """Returns when a whole answer came through each port of the peer."""
     deadline = time.monotonic() + START_S
-    waited = [port for port in (peer.port, peer.tcp_port) if port]
+    waited = [port for port in (peer.port, peer.tcp_port, peer.framed_port) if port]
     while waited and time.monotonic() < deadline and process.poll() is None:
         try:
             with socket.create_connection(("127.0.0.1", waited[0]), 1.0) as stream:
-                ask(stream)
+                if peer.kind != FRAMED_BACKEND:
+                    ask(stream)
                 waited.pop(0)
         except OSError:
             time.sleep(0.02)
@@ -156,7 +158,8 @@ def send(port: int, load: Load, core: int, log: Path, under: Sequence[str] = ())
     """Runs the load, `under` a command that watches; of every request, whether it was answered with 200 and how long
     it took."""
     log.unlink(missing_ok=True)
-    command = [*under, find("h2load") or "h2load", "--h1", "-t1", f"-c{load.connections}"]
+    version = [f"-m{load.streams}"] if load.streams else ["--h1"]
+    command = [*under, find("h2load") or "h2load", *version, "-t1", f"-c{load.connections}"]
     command += [f"-D{round(load.span_s * 1000)}ms"]
     command += [f"--rps={load.rate / load.connections}"] if load.rate else []
     command += [f"--log-file={log}", f"http://127.0.0.1:{port}{load.path}"]
@@ -171,7 +174,8 @@ def send(port: int, load: Load, core: int, log: Path, under: Sequence[str] = ())
     if done.returncode != 0 or not log.exists():
         raise RuntimeError(f"h2load ended with {done.returncode}: {done.stdout.decode(errors='replace')[-1000:]}")
     lines = (line.split("\t") for line in log.read_text().splitlines())
-    return [(fields[1] == "200", int(fields[2])) for fields in lines if len(fields) == 3]
+    # h2load reads 0 where a status line has no reason phrase, as HAProxy's of an answer that came in HTTP/2; -1 is a failure.
+    return [(fields[1] in ("200", "0"), int(fields[2])) for fields in lines if len(fields) == 3]
 
 
 def quantile(ordered: list[int], share: float) -> int:

@@ -16,10 +16,11 @@ ROOT = HERE.parent.parent
 TARGET = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
 SMALL_BYTES = 128
 # Program on PATH, and the Debian package that brings it.
-PACKAGES = {"nginx": "nginx-light", "haproxy": "haproxy", "h2load": "nghttp2-client", "strace": "strace"}
+PACKAGES = {"nginx": "nginx-light", "haproxy": "haproxy", "h2load": "nghttp2-client", "nghttpd": "nghttp2-server", "strace": "strace"}
 # nginx can pass on opaque bytes only with this module, a package of its own.
 STREAM_MODULE = Path("/usr/lib/nginx/modules/ngx_stream_module.so")
 STREAM_PACKAGE = "libnginx-mod-stream"
+FRAMED_BACKEND = "framed backend"
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Peer:
     port: int
     kind: str  # ours, peer or relay
     tcp_port: int | None = None  # where bytes are passed on unread
+    framed_port: int | None = None  # where requests of either version leave in HTTP/2
     admin_port: int | None = None  # where ours tells its counters
 
 
@@ -92,18 +94,32 @@ def backend(work: Path) -> Peer:
     return Peer("backend", [nginx, "-c", str(config)], port, "backend")
 
 
-def ours(proxy: Path, backend_port: int, work: Path) -> list[Peer]:
+def framed_backend(work: Path) -> Peer | None:
+    """The application that is spoken to in HTTP/2: the same bytes, from nghttpd."""
+    nghttpd = find("nghttpd")
+    if not nghttpd:
+        print("nghttpd: not here (package nghttp2-server), nothing is sent on in HTTP/2", file=sys.stderr)
+        return None
+    folder, port = work / "framed", free_port()
+    folder.mkdir(mode=0o755)
+    (folder / "index.html").write_text("o" * SMALL_BYTES)
+    command = [nghttpd, "--no-tls", "-n1", "-a", "127.0.0.1", "-d", str(folder), str(port)]
+    return Peer("framed backend", command, port, FRAMED_BACKEND)
+
+
+def ours(proxy: Path, backend_ports: tuple[int, int], work: Path) -> list[Peer]:
     """Our proxy on both drivers, every policy on."""
     found = []
     for driver in ("uring", "epoll"):
-        port, tcp, admin = free_port(), free_port(), free_port()
-        config = render("ours.yaml", work, PORT=port, TCP=tcp, ADMIN=admin, BACKEND=backend_port)
+        port, tcp, framed, admin = free_port(), free_port(), free_port(), free_port()
+        values = {"PORT": port, "TCP": tcp, "FRAMED": framed, "ADMIN": admin}
+        config = render("ours.yaml", work, **values, BACKEND=backend_ports[0], FRAMED_BACKEND=backend_ports[1])
         command = [str(proxy), "-c", str(config), "--workers", "1", "--io", driver, "--log-level", "error"]
-        found.append(Peer(f"outrigger {driver}", command, port, "ours", tcp, admin))
+        found.append(Peer(f"outrigger {driver}", command, port, "ours", tcp, framed, admin))
     return found
 
 
-def others(backend_port: int, work: Path) -> tuple[list[Peer], dict[str, str]]:
+def others(backend_ports: tuple[int, int], work: Path) -> tuple[list[Peer], dict[str, str]]:
     """The other proxies that are here, and their versions."""
     found, versions = [], {}
     envoy = find_envoy()
@@ -117,10 +133,14 @@ def others(backend_port: int, work: Path) -> tuple[list[Peer], dict[str, str]]:
         if not program:
             print(f"{name}: not here, left out", file=sys.stderr)
             continue
-        port, tcp = free_port(), free_port()
-        config = render(template, work, PORT=port, TCP=tcp, BACKEND=backend_port)
-        has_tcp = name != "nginx" or with_stream(work, port, tcp, backend_port)
-        found.append(Peer(name, [program, *options, str(config)], port, "peer", tcp if has_tcp else None))
+        port, tcp, framed = free_port(), free_port(), free_port()
+        values = {"PORT": port, "TCP": tcp, "FRAMED": framed}
+        config = render(template, work, **values, BACKEND=backend_ports[0], FRAMED_BACKEND=backend_ports[1])
+        has_tcp = name != "nginx" or with_stream(work, port, tcp, backend_ports[0])
+        # nginx chooses a version by port and sends nothing on in HTTP/2.
+        framed_port = framed if name != "nginx" else None
+        command = [program, *options, str(config)]
+        found.append(Peer(name, command, port, "peer", tcp if has_tcp else None, framed_port))
         versions[name] = version([program, *ask])
     return found, versions
 
