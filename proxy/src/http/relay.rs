@@ -140,7 +140,8 @@ impl Downstream {
                 Some(Passage { body, outgoing, keep, is_tunnel: false })
             }
             Client::Http2(stream) => {
-                let response = respond::relayed_response(head, length, &self.worker, forwarding);
+                let received = (answered.status, answered.head.take_headers(&self.response_table, length));
+                let response = respond::relayed_response(received, length, &self.worker, forwarding);
                 let mut body = answered.body.take().unwrap_or_else(|| answered.head.body(length, true));
                 body.end_queued = body.is_over();
                 stream.send = Some(stream.respond.send_response(response, body.end_queued).ok()?);

@@ -348,9 +348,9 @@ fn response_map_of(head: Response<'_>, body: BodyLength) -> HeaderMap {
     }
 }
 
-/// The response as a client of HTTP/2 gets it.
+/// The response as a client of HTTP/2 gets it, out of the upstream's status and headers.
 pub(super) fn relayed_response(
-    head: Response<'_>,
+    (status, mut headers): (u16, HeaderMap),
     body: BodyLength,
     worker: &Worker,
     forwarding: &Forwarding<'_>,
@@ -358,18 +358,18 @@ pub(super) fn relayed_response(
     let date = worker.date();
     let levels = response_levels(forwarding);
     let edits = response_edits(body, forwarding.matched.http, &levels, (&date, Connection::Implied));
-    let mut headers = response_map_of(head, body);
     edit_response(&mut headers, &edits);
     forwarding.call.iter().for_each(|call| call.edit_response(&mut headers));
     let mut response = http::Response::new(());
-    *response.status_mut() = StatusCode::from_u16(head.status()).unwrap_or(StatusCode::BAD_GATEWAY);
+    *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY);
     *response.headers_mut() = headers;
     response
 }
 
 /// The head that tells a client of HTTP/1 that its connection is a tunnel from here on.
 pub(super) fn switched_head(head: Response<'_>, worker: &Worker, forwarding: &Forwarding<'_>) -> Buf {
-    let mut response = relayed_response(head, BodyLength::Empty, worker, forwarding);
+    let received = (head.status(), response_map_of(head, BodyLength::Empty));
+    let mut response = relayed_response(received, BodyLength::Empty, worker, forwarding);
     let protocol = forwarding.upgrade.filter(|kind| *kind != b"connect");
     let headers = response.headers_mut();
     headers.remove(CONTENT_LENGTH);
@@ -387,7 +387,8 @@ pub(super) fn switched_response(
     worker: &Worker,
     forwarding: &Forwarding<'_>,
 ) -> http::Response<()> {
-    let mut response = relayed_response(head, BodyLength::Empty, worker, forwarding);
+    let received = (head.status(), response_map_of(head, BodyLength::Empty));
+    let mut response = relayed_response(received, BodyLength::Empty, worker, forwarding);
     *response.status_mut() = StatusCode::OK;
     response.headers_mut().remove(CONTENT_LENGTH);
     upgrade::accept_in_http2(response.headers_mut());

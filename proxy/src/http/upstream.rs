@@ -15,7 +15,7 @@ use std::task::{Context, Poll};
 
 use h2::client::ResponseFuture;
 use h2::{Reason, RecvStream, SendStream};
-use http::{StatusCode, response};
+use http::{HeaderMap, StatusCode, response};
 use outrigger_reactor::{Buf, TcpStream};
 
 use super::answer::FinalHead;
@@ -26,6 +26,7 @@ use crate::config::UpstreamProtocol;
 use crate::fault::Kind;
 use crate::http1::{BodyLength, ResponseTable};
 use crate::http2::Chunk;
+use crate::http2::edit::response_map;
 use crate::upstream::{Connection, Lease};
 
 /// What a try goes out on.
@@ -76,6 +77,14 @@ impl AnswerHead {
         match self {
             Self::Http1(bytes) => Response::Http1(table.view(bytes)),
             Self::Http2(parts, is_whole) => Response::Http2 { parts, is_whole: *is_whole },
+        }
+    }
+
+    /// Its headers; nobody needs them after this.
+    pub(super) fn take_headers(&mut self, table: &ResponseTable, body: BodyLength) -> HeaderMap {
+        match self {
+            Self::Http1(bytes) => response_map(&table.view(bytes), body),
+            Self::Http2(parts, _) => std::mem::take(&mut parts.headers),
         }
     }
 

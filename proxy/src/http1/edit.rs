@@ -488,7 +488,8 @@ pub(super) fn put_connection(connection: Connection, out: &mut Vec<u8>) {
     }
 }
 
-fn put_address(address: IpAddr, out: &mut Vec<u8>) {
+/// Writes an address as text.
+pub(crate) fn put_address(address: IpAddr, out: &mut Vec<u8>) {
     match address {
         IpAddr::V4(address) => {
             let mut text = [0; 16];

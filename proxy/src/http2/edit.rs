@@ -8,17 +8,28 @@
 //!
 //! **Source.** RFC 9113 §8.2.2 and §8.2.3; RFC 9110 §7.6.1.
 
+use std::cell::RefCell;
+
 use http::header::{CONTENT_LENGTH, DATE, SERVER, TE, VIA};
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::config::{HeaderEdit, HeaderEdits, ServerHeader};
-use crate::http1::edit::is_editable;
+use crate::http1::edit::{is_editable, put_address};
 use crate::http1::line::Name;
 use crate::http1::{BodyLength, RequestEdits, RequestHead, ResponseEdits, ResponseHead, Trust};
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+
+/// Values kept for the next message that has them: this proxy's name, the second's date, the addresses of some clients.
+const KNOWN_MAX: usize = 16;
+
+thread_local! {
+    /// The values, and which one gives way to the next.
+    static KNOWN: RefCell<(Vec<HeaderValue>, usize)> = const { RefCell::new((Vec::new(), 0)) };
+}
 
 /// The header lines of a request of HTTP/1 that concern more than its connection. Framing is left out but for the length.
 pub fn request_map(head: &RequestHead<'_>) -> HeaderMap {
@@ -60,17 +71,27 @@ pub fn edit_request(map: &mut HeaderMap, edits: &RequestEdits<'_>) {
     remove_where(map, drops);
     if let Some(address) = edits.forwarded_for {
         let mut text = joined(map, &X_FORWARDED_FOR);
-        text.extend_from_slice(address.to_string().as_bytes());
-        put(map, X_FORWARDED_FOR, &text);
+        put_address(address, &mut text);
+        put_known(map, X_FORWARDED_FOR, &text);
     }
     if !map.contains_key(X_FORWARDED_PROTO) {
-        put(map, X_FORWARDED_PROTO, edits.scheme.as_bytes());
+        put_known(map, X_FORWARDED_PROTO, edits.scheme.as_bytes());
     }
     if let Some(id) = edits.request_id {
         put(map, X_REQUEST_ID, id);
     }
     append_via(map, edits.via);
     configured(map, edits.levels);
+    keep_out_of_table(map);
+}
+
+/// Values that are another in each request would only push the others out of the peer's table (RFC 7541 §6.2.3).
+fn keep_out_of_table(map: &mut HeaderMap) {
+    for name in [X_REQUEST_ID, TRACEPARENT] {
+        if let Some(value) = map.get_mut(name) {
+            value.set_sensitive(true);
+        }
+    }
 }
 
 /// Makes received headers those that go downstream. Their framing is the caller's: the length is taken out unless it holds.
@@ -85,10 +106,10 @@ pub fn edit_response(map: &mut HeaderMap, edits: &ResponseEdits<'_>) {
         ServerHeader::PassThrough => false,
     };
     if is_ours {
-        put(map, SERVER, edits.server_name.as_bytes());
+        put_known(map, SERVER, edits.server_name.as_bytes());
     }
     if !edits.date.is_empty() && !map.contains_key(DATE) {
-        put(map, DATE, edits.date);
+        put_known(map, DATE, edits.date);
     }
     append_via(map, edits.via);
     configured(map, edits.levels);
@@ -125,6 +146,30 @@ pub fn put(map: &mut HeaderMap, name: HeaderName, value: &[u8]) {
     if let Ok(value) = HeaderValue::from_bytes(value) {
         map.insert(name, value);
     }
+}
+
+/// As [`put`], of a value that many messages have: it is made once.
+fn put_known(map: &mut HeaderMap, name: HeaderName, value: &[u8]) {
+    if let Some(value) = known(value) {
+        map.insert(name, value);
+    }
+}
+
+/// The value of that text, shared with whoever asked for it before.
+fn known(text: &[u8]) -> Option<HeaderValue> {
+    KNOWN.with_borrow_mut(|(known, next)| {
+        if let Some(value) = known.iter().find(|value| value.as_bytes() == text) {
+            return Some(value.clone());
+        }
+        let value = HeaderValue::from_bytes(text).ok()?;
+        if known.len() < KNOWN_MAX {
+            known.push(value.clone());
+        } else {
+            known[*next] = value.clone();
+            *next = (*next + 1) % KNOWN_MAX;
+        }
+        Some(value)
+    })
 }
 
 /// Applies configured edits in their order.
