@@ -24,5 +24,5 @@ mod proxy_protocol;
 
 pub use choose::{Facts, Needs, choose, needs};
 pub use client_hello::{ClientHello, HelloReader, HelloVerdict, protocols};
-pub use preface::{HTTP2_PREFACE, LINE_MAX, LineReader, Preface, is_http2};
+pub use preface::{LINE_MAX, LineReader, Preface};
 pub use proxy_protocol::{PROXY_HEADER_MAX, ProxyVerdict, proxy_header};

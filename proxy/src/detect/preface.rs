@@ -6,8 +6,7 @@
 //!
 //! **Source.** RFC 9112 §3, RFC 9113 §3.4. The line must be complete up to its version, as for Envoy's `http_inspector`.
 
-/// What an HTTP/2 connection begins with.
-pub const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+use crate::http2::is_preface;
 
 /// Bytes of a request line that are looked at.
 pub const LINE_MAX: usize = 8 * 1024;
@@ -42,14 +41,6 @@ impl Preface {
     }
 }
 
-/// Whether bytes begin HTTP/2; `None`: they may.
-pub fn is_http2(bytes: &[u8]) -> Option<bool> {
-    if bytes.len() < HTTP2_PREFACE.len() && HTTP2_PREFACE.starts_with(bytes) {
-        return None;
-    }
-    Some(bytes.starts_with(HTTP2_PREFACE))
-}
-
 /// Reads a first line.
 #[derive(Debug, Default)]
 pub struct LineReader {
@@ -71,7 +62,7 @@ enum Part {
 impl LineReader {
     /// What `bytes`, all so far, are; `None`: the next may tell.
     pub fn read(&mut self, bytes: &[u8]) -> Option<Preface> {
-        match is_http2(bytes) {
+        match is_preface(bytes) {
             None => return None,
             Some(true) => return Some(Preface::Http2),
             Some(false) => {}
@@ -115,6 +106,7 @@ fn is_token(byte: u8) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::http2::PREFACE;
     use proptest::prelude::*;
 
     /// The verdict with the number of bytes it took, given one by one.
@@ -139,7 +131,7 @@ mod tests {
             (b"CONNECT a:1 HTTP/1.1", Some(Preface::Http11), 20),
             (b"GET http://a/ HTTP/1.1", Some(Preface::Http11), 22),
             (b"PRI /x HTTP/1.1", Some(Preface::Http11), 15),
-            (HTTP2_PREFACE, Some(Preface::Http2), 24),
+            (PREFACE, Some(Preface::Http2), 24),
             (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\r", Some(Preface::Opaque), 24),
             (b"PRI * HTTP/1.1", Some(Preface::Http11), 14),
             (b"GET / HTTP/2.0", Some(Preface::Opaque), 12),
@@ -164,7 +156,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_split_changes_a_verdict(
-            start in prop::sample::select(vec![&b"GET /a HTTP/1.1\r\n"[..], HTTP2_PREFACE, b"get /b HTTP/1.0", b""]),
+            start in prop::sample::select(vec![&b"GET /a HTTP/1.1\r\n"[..], PREFACE, b"get /b HTTP/1.0", b""]),
             noise in prop::collection::vec(any::<u8>(), 0..40),
             at in any::<prop::sample::Index>(),
         ) {

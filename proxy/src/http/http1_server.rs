@@ -33,7 +33,7 @@ use super::workspace::Lease;
 use crate::config::{ChainId, Codec, HttpConnectionConfig};
 use crate::fault::{Fault, Kind};
 use crate::http1::{HeadLimits, Progress};
-use crate::http2::PREFACE;
+use crate::http2::is_preface;
 use crate::worker::Worker;
 
 /// A client that does not take its answer for this long is given up.
@@ -251,11 +251,10 @@ enum Prefaced {
 }
 
 fn preface(codec: Codec, bytes: &[u8]) -> Prefaced {
-    let shared = bytes.len().min(PREFACE.len());
-    match (codec, bytes[..shared] == PREFACE[..shared]) {
-        (Codec::Http1, _) | (Codec::Auto, false) => Prefaced::Http1,
-        (Codec::Http2, false) => Prefaced::Wrong,
-        (Codec::Auto | Codec::Http2, true) if shared == PREFACE.len() => Prefaced::Http2,
-        (Codec::Auto | Codec::Http2, true) => Prefaced::Open,
+    match (codec, is_preface(bytes)) {
+        (Codec::Http1, _) | (Codec::Auto, Some(false)) => Prefaced::Http1,
+        (Codec::Http2, Some(false)) => Prefaced::Wrong,
+        (Codec::Auto | Codec::Http2, Some(true)) => Prefaced::Http2,
+        (Codec::Auto | Codec::Http2, None) => Prefaced::Open,
     }
 }

@@ -10,7 +10,7 @@
 
 use std::cell::RefCell;
 
-use http::header::{CONTENT_LENGTH, DATE, SERVER, TE, VIA};
+use http::header::{DATE, SERVER, VIA};
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::config::{HeaderEdit, HeaderEdits, ServerHeader};
@@ -205,10 +205,4 @@ fn add(map: &mut HeaderMap, edit: &HeaderEdit) {
             map.insert(key, value);
         }
     }
-}
-
-/// Takes out what only one version of HTTP has a word for.
-pub fn strip_framing(map: &mut HeaderMap) {
-    map.remove(CONTENT_LENGTH);
-    map.remove(TE);
 }

@@ -15,6 +15,8 @@ use std::time::{Duration, Instant};
 
 use h2::Reason;
 
+use super::preface::PREFACE;
+
 /// Points at rest.
 const BURST: u32 = 1_000;
 /// Points that a second brings.
@@ -25,8 +27,6 @@ const RESET_COST: u32 = 3;
 const HEAD_BYTES: usize = 9;
 /// Bytes of a setting. Source: RFC 9113 §6.5.1.
 const SETTING_BYTES: usize = 6;
-/// What a client sends before its first frame. Source: RFC 9113 §3.4.
-pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Walks the frames of one peer.
 #[derive(Debug)]

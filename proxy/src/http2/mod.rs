@@ -16,10 +16,12 @@ pub mod edit;
 mod guard;
 mod io;
 mod keepalive;
+mod preface;
 mod settings;
 
 pub use chunk::Chunk;
-pub use guard::{Guard, PREFACE};
+pub use guard::Guard;
 pub use io::{Io, IoState};
 pub use keepalive::{Keepalive, Silent};
+pub use preface::{PREFACE, is_preface};
 pub use settings::{client, server};

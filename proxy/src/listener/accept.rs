@@ -12,7 +12,6 @@ use outrigger_reactor::{Accepted, TcpListener, TcpStream, now, sleep, spawn};
 use super::arrive::Arrival;
 use super::crew::{Crew, Passing};
 use crate::config::{ListenerName, Protocol};
-use crate::detect::Preface;
 use crate::drain::Watch;
 use crate::tcp::Origin;
 use crate::worker::{ListenerView, View, Worker};
@@ -69,33 +68,22 @@ fn serve_stream(worker: &Rc<Worker>, listener: &ListenerName, stream: TcpStream,
     let Some(first) = view.listener(listener) else { return };
     if first.config().only_chain().is_some() {
         let origin = Origin { source: peer, destination: None, first_word: None };
-        let arrived = Arrived { origin, preface: None };
-        start(worker, &view, first, stream, arrived);
+        start(worker, &view, first, stream, origin);
     } else {
         spawn(Arrival::new(worker, first.config(), stream, peer).serve()).detach();
     }
 }
 
-/// What is known of a connection by the time that it has its filter chain.
-#[derive(Debug)]
-pub(super) struct Arrived {
-    /// Where it comes from.
-    pub(super) origin: Origin,
-    /// What it speaks; `None`: nobody looked.
-    #[expect(dead_code, reason = "HTTP/2 has no server yet")]
-    pub(super) preface: Option<Preface>,
-}
-
 /// Serves a connection under its filter chain.
-pub(super) fn start(worker: &Rc<Worker>, view: &Rc<View>, chain: &ListenerView, stream: TcpStream, arrived: Arrived) {
+pub(super) fn start(worker: &Rc<Worker>, view: &Rc<View>, chain: &ListenerView, stream: TcpStream, origin: Origin) {
     let (worker, id) = (worker.clone(), chain.id().clone());
     // Owned by the worker's drain: its watch is in the connection, and the runtime ends it at the deadline.
     match chain.protocol() {
         Protocol::Tcp(settings) => {
-            let connection = tcp::Downstream::new(worker, id.listener.clone(), stream, arrived.origin);
+            let connection = tcp::Downstream::new(worker, id.listener.clone(), stream, origin);
             spawn(connection.serve(view.clone(), settings.clone())).detach();
         }
-        Protocol::Http(_) => spawn(http::serve(worker, id, stream, arrived.origin.source)).detach(),
+        Protocol::Http(_) => spawn(http::serve(worker, id, stream, origin.source)).detach(),
     }
 }
 

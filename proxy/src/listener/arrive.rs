@@ -34,7 +34,7 @@ use std::time::Duration;
 
 use outrigger_reactor::{Buf, Sleep, TcpStream, now, sleep_until};
 
-use super::accept::{Arrived, start};
+use super::accept::start;
 use crate::config::{Inspection, ListenerConfig, PortMatch, Transport};
 use crate::detect::{
     self, ClientHello, Facts, HelloReader, HelloVerdict, LineReader, Needs, Preface, ProxyVerdict, proxy_header,
@@ -116,23 +116,22 @@ impl Arrival {
         let decided = self.decide().await;
         let view = self.worker.view();
         match decided {
-            Ok(Some((place, seen))) => self.start(&view, place, &seen),
+            Ok(Some(place)) => self.start(&view, place),
             Ok(None) => {}
             Err(kind) => self.refuse(&view, kind),
         }
     }
 
-    fn start(mut self, view: &Rc<View>, place: usize, seen: &Seen) {
+    fn start(mut self, view: &Rc<View>, place: usize) {
         // The listener may have changed meanwhile: the chain is found by its name.
         let name = &self.config.chains[place].name;
         let chain = view.chains(&self.config.name).iter().find(|chain| chain.id().chain == *name);
         let Some(chain) = chain else { return self.refuse(view, Kind::NoFilterChain) };
         let origin =
             Origin { source: self.source, destination: Some(self.destination), first_word: self.first_word.take() };
-        let arrived = Arrived { origin, preface: seen.preface };
         self.held.give_back(&self.stream);
         // From here on whoever serves it counts it, and has the drain wait.
-        start(&self.worker, view, chain, self.stream, arrived);
+        start(&self.worker, view, chain, self.stream, origin);
     }
 
     fn refuse(self, view: &View, kind: Kind) {
@@ -147,7 +146,7 @@ impl Arrival {
     }
 
     /// The place of the chain; `None`: the client is gone.
-    async fn decide(&mut self) -> Result<Option<(usize, Seen)>, Kind> {
+    async fn decide(&mut self) -> Result<Option<usize>, Kind> {
         let config = self.config.clone();
         let inspection = &config.inspection;
         let direct_source = self.source.ip();
@@ -185,7 +184,7 @@ impl Arrival {
             facts.protocols = preface.protocol();
         }
         let place = detect::choose(&config.chains, &facts).ok_or(Kind::NoFilterChain)?;
-        Ok(Some((place, seen)))
+        Ok(Some(place))
     }
 
     /// Looks at the first bytes as far as `needs` asks; `None`: the client is gone.
