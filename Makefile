@@ -41,11 +41,11 @@ PEERS = curl:curl h2load:nghttp2-client nghttpd:nghttp2-server nginx:nginx-light
 interop-peers:
 	@missing=""; for pair in $(PEERS); do \
 	  PATH="$$PATH:/usr/sbin" command -v $${pair%%:*} >/dev/null || missing="$$missing $${pair##*:}"; done; \
-	if [ -n "$$missing" ]; then RUNLEVEL=1 apt-get install -y --no-install-recommends $$missing; fi
+	if [ -n "$$missing" ]; then RUNLEVEL=1 apt-get -o Acquire::Retries=3 install -y --no-install-recommends $$missing; fi
 
 interop: interop-peers ## real peers before, behind and beside us: curl, nginx, Envoy, OpenSSL, Chromium, MariaDB ...; real cgroups, namespaces
 	$(CARGO) build --workspace --bins --locked
-	OUTRIGGER_ENVOY="$$(python3 tests/tools/fetch.py envoy)" \
+	OUTRIGGER_ENVOY="$$(python3 tests/tools/fetch.py envoy)" && export OUTRIGGER_ENVOY && \
 	  $(CARGO) test --locked -p outrigger-tests --test interop --test tls --test browser --test cgroup --test veth -- --ignored
 
 # The property tests with many more cases than `make test` gives them; bounded.
@@ -56,7 +56,7 @@ fuzz-smoke: ## random input to the parsers, the converter and the policy reader,
 	  $(CARGO) test --locked --workspace --lib -- convert:: detect:: grpc:: http1:: http2:: route:: policy:: model::
 
 chart: ## the Helm chart: lint, render, refuse bad values
-	HELM="$$(python3 tests/tools/fetch.py helm)" sh tests/tools/chart.sh
+	HELM="$$(python3 tests/tools/fetch.py helm)" && export HELM && sh tests/tools/chart.sh
 
 # Not a gate: figures depend on the machine. --install brings Debian's peers when run as root.
 bench: ## side by side with HAProxy, nginx, Envoy and bare relays (ARGS="--quick --scene small")

