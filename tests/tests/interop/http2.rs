@@ -39,8 +39,13 @@ fn h2spec(program: &str, port: u16, is_strict: bool) -> (String, String) {
     (sum, text)
 }
 
-/// Forwards to an application, which answers when it has all of a request: an answer before that makes some cases a race.
-/// It takes HTTP/2 only: where the first bytes choose, what is no preface is HTTP/1 and gets its 400.
+/// Forwards to an application, which answers when it has all of a request.
+///
+/// A direct answer does not wait for that: it is sent whole, then RST_STREAM(NO_ERROR) (RFC 9113 §8.1), after which frames
+/// of that stream are passed over (§5.1). About five cases send a head without END_STREAM, then a frame that must be an error:
+/// they count what came first, so before a direct answer they pass or not by which end was faster.
+///
+/// The listener takes HTTP/2 only: where the first bytes choose, what is no preface is HTTP/1 and gets its 400.
 fn framed(app: &Upstream) -> Value {
     resource::forwarding_with(json!({ "codec_type": "HTTP2" }), cluster("app", &[app.address()]))
 }
