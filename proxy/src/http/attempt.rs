@@ -5,7 +5,7 @@
 //! **Cancel.** Dropping the future closes the connection of the try, or resets its stream.
 
 use std::future::poll_fn;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
@@ -20,13 +20,13 @@ use super::downstream::{Client, Downstream};
 use super::forward::{Answered, Forwarding, TryFault};
 use super::pump::{Pump, PumpFault, queue_framed};
 use super::respond;
-use super::upstream::{Link, Upstream, fault_of};
+use super::upstream::{AnswerHead, Link, Upstream, fault_of};
 use crate::config::ForwardAction;
 use crate::fault::{Fault, Kind, Retry};
 use crate::http2::Chunk;
 use crate::policy::Sent;
 use crate::upstream::Connection;
-use crate::worker::{Cluster, InFlight};
+use crate::worker::{Cluster, InFlight, OpenFault};
 
 impl Downstream {
     /// What the try goes out on.
@@ -44,15 +44,7 @@ impl Downstream {
     async fn open_stream(&mut self, cluster: &Rc<Cluster>, endpoint: usize) -> Result<Link, TryFault> {
         let connects = cluster.cell.connects.value();
         let worker = self.worker.clone();
-        let mut opening = pin!(cluster.open_stream(endpoint, &worker.chance));
-        let deadlines = &mut self.deadlines;
-        let lease = poll_fn(|cx| {
-            if let Poll::Ready(opened) = opening.as_mut().poll(cx) {
-                return Poll::Ready(opened.map_err(|fault| TryFault::unsent(fault.kind())));
-            }
-            deadlines.poll_passed(cx).map(|kind| Err(TryFault::unsent(kind)))
-        })
-        .await?;
+        let lease = self.opened(pin!(cluster.open_stream(endpoint, &worker.chance))).await?;
         if cluster.cell.connects.value() == connects {
             cluster.cell.reuses.add_one();
         }
@@ -70,7 +62,35 @@ impl Downstream {
             cluster.cell.reuses.add_one();
             return Ok(connection);
         }
-        let mut opening = pin!(cluster.open(endpoint));
+        self.opened(pin!(cluster.open(endpoint))).await
+    }
+
+    /// The far end of a tunnel that ends here. No request goes out: that there is a connection is the answer.
+    pub(super) async fn open_tunnel(
+        &mut self,
+        cluster: &Cluster,
+        in_flight: Option<InFlight>,
+        endpoint: usize,
+    ) -> Result<Answered, TryFault> {
+        let ends = self.ends();
+        let connection = self.opened(pin!(cluster.open_unpooled(endpoint, || ends))).await?;
+        Ok(Answered {
+            status: 200,
+            upstream: Upstream::Http1 { connection, answer: FinalHead::default() },
+            head: AnswerHead::opened(),
+            code: None,
+            body: None,
+            uploaded: false,
+            endpoint,
+            in_flight,
+        })
+    }
+
+    /// What `opening` brings before a deadline passes.
+    async fn opened<T>(
+        &mut self,
+        mut opening: Pin<&mut impl Future<Output = Result<T, OpenFault>>>,
+    ) -> Result<T, TryFault> {
         let deadlines = &mut self.deadlines;
         poll_fn(|cx| {
             if let Poll::Ready(opened) = opening.as_mut().poll(cx) {

@@ -1,6 +1,6 @@
 //! Who is served: a connection of HTTP/1, or one stream of HTTP/2.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -23,6 +23,7 @@ use crate::drain::Watch;
 use crate::http1::ResponseTable;
 use crate::http2::Chunk;
 use crate::stats::ListenerCell;
+use crate::upstream::Ends;
 use crate::worker::Worker;
 
 /// What serves the requests of one client, one after the other.
@@ -31,6 +32,8 @@ pub(super) struct Downstream {
     pub(super) worker: Rc<Worker>,
     pub(super) chain: Rc<ChainId>,
     pub(super) peer: SocketAddr,
+    /// Where its connection was made to; `None`: where the socket says.
+    pub(super) destination: Option<Rc<SocketAddr>>,
     pub(super) cell: Arc<ListenerCell>,
     pub(super) client: Client,
     /// Of the answer in hand; an empty one while idle.
@@ -99,16 +102,34 @@ pub(super) enum After {
 
 impl Downstream {
     pub(super) fn new(worker: Rc<Worker>, chain: Rc<ChainId>, peer: SocketAddr, client: Client) -> Self {
+        let destination = None;
         let cell = worker.listener_cell(&chain.listener);
         Self {
             worker,
             chain,
             peer,
+            destination,
             cell,
             client,
             response_table: ResponseTable::default(),
             deadlines: Deadlines::new(),
         }
+    }
+
+    /// Where its connection was made to.
+    pub(super) fn made_to(mut self, destination: Option<Rc<SocketAddr>>) -> Self {
+        self.destination = destination;
+        self
+    }
+
+    /// Where its connection comes from and was made to.
+    pub(super) fn ends(&self) -> Ends {
+        let destination = match (&self.destination, &self.client) {
+            (Some(destination), _) => **destination,
+            (None, Client::Http1(connection)) => connection.stream.local_addr(),
+            (None, Client::Http2(_)) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
+        };
+        Ends { source: self.peer, destination }
     }
 
     /// True when the client's connection has served its time.

@@ -273,17 +273,18 @@ fn is_upgrade_granted(matched: &Matched<'_>) -> bool {
         RouteAction::Forward(forward) => &forward.upgrades,
         RouteAction::Direct(_) | RouteAction::Redirect(_) => &[],
     };
-    grant(of_route, kind).or_else(|| grant(&matched.http.upgrades, kind)).unwrap_or(false)
+    granted(of_route, kind).or_else(|| granted(&matched.http.upgrades, kind)).is_some_and(|grant| grant.enabled)
 }
 
 /// What `upgrades` say of one kind, if anything.
-fn grant(upgrades: &[Upgrade], kind: &[u8]) -> Option<bool> {
-    upgrades.iter().find(|upgrade| upgrade.kind.as_bytes().eq_ignore_ascii_case(kind)).map(|upgrade| upgrade.enabled)
+pub(super) fn granted<'a>(upgrades: &'a [Upgrade], kind: &[u8]) -> Option<&'a Upgrade> {
+    upgrades.iter().find(|upgrade| upgrade.kind.as_bytes().eq_ignore_ascii_case(kind))
 }
 
 /// An upgrade that only a route could grant is refused where there is no route.
 fn unrouted(kind: Kind, head: Request<'_>, http: &HttpConnectionConfig) -> Kind {
-    let is_refused = head.upgrade().is_some_and(|upgrade| !grant(&http.upgrades, upgrade).unwrap_or(false));
+    let is_granted = |kind| granted(&http.upgrades, kind).is_some_and(|grant| grant.enabled);
+    let is_refused = head.upgrade().is_some_and(|kind| !is_granted(kind));
     if is_refused { Kind::UpgradeRefused } else { kind }
 }
 

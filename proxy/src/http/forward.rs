@@ -21,7 +21,7 @@ use outrigger_reactor::{now, sleep};
 use super::body::{Body, Piece, Replay};
 use super::call::{Call, CallForm, code_in};
 use super::downstream::{After, Client, Downstream};
-use super::exchange::{Matched, Outcome};
+use super::exchange::{Matched, Outcome, granted};
 use super::head::Request;
 use super::pump::Outgoing;
 use super::respond::{self, Answering};
@@ -51,6 +51,8 @@ pub(super) struct Forwarding<'a> {
     pub(super) is_framed: bool,
     /// What the stream or connection is to become.
     pub(super) upgrade: Option<&'a [u8]>,
+    /// The endpoint gets the bytes of the tunnel and no request.
+    ends_here: bool,
     /// What it is beside, if it is a call of gRPC.
     pub(super) call: Option<Box<Call>>,
     pub(super) replay: Option<Replay>,
@@ -173,7 +175,9 @@ impl Downstream {
         let upgrade = head.upgrade();
         // What follows a request to leave HTTP is not its body, and stays where it is until the upstream has agreed.
         let length = if upgrade.is_some() { BodyLength::Empty } else { head.body() };
-        let is_framed = is_framed(cluster.config.protocol, matches!(head, Request::Http2(_)));
+        let ends_here =
+            upgrade.is_some_and(|kind| granted(&action.upgrades, kind).is_some_and(|grant| grant.ends_here));
+        let is_framed = !ends_here && is_framed(cluster.config.protocol, matches!(head, Request::Http2(_)));
         // An endpoint of HTTP/2 may say of any request that it was not processed.
         let may_retry = action.retry.is_some() || head.is_idempotent() || is_framed;
         let mut forwarding = Forwarding {
@@ -191,6 +195,7 @@ impl Downstream {
             },
             is_framed,
             upgrade,
+            ends_here,
             call: answering.call.map(|form| Box::new(Call::new(form, head, matched.began, action.grpc_timeout_max))),
             replay: (may_retry && !length.is_empty()).then(|| Replay::within(self.worker.spare.take(), length)),
             picked: None,
@@ -328,12 +333,15 @@ impl Downstream {
         self.deadlines.set(Kind::PerTryTimeout, per_try.map(|span| now() + span));
         let in_flight = cluster.in_flight(pick.index);
         let began = now();
-        let result = match self.link(forwarding, pick.index).await {
-            Ok(link) => self.exchange_head(forwarding, link, in_flight, pick.index).await,
-            Err(failed) => Err(failed),
+        let mut result = if forwarding.ends_here {
+            self.open_tunnel(cluster, in_flight, pick.index).await
+        } else {
+            match self.link(forwarding, pick.index).await {
+                Ok(link) => self.exchange_head(forwarding, link, in_flight, pick.index).await,
+                Err(failed) => Err(failed),
+            }
         };
         self.deadlines.set(Kind::PerTryTimeout, None);
-        let mut result = result;
         if let (Ok(answered), Some(call)) = (&mut result, &mut forwarding.call) {
             answered.look_for_code(call, &self.response_table).await;
         }
@@ -396,7 +404,10 @@ impl Downstream {
             on_reused,
             replayed: forwarding.replayed,
             idempotent: head.is_idempotent() || head.has_idempotency_key(),
-            body_replayable: head.body().is_empty() || forwarding.replay.as_ref().is_some_and(Replay::is_whole),
+            // What follows a request to leave HTTP has not moved.
+            body_replayable: forwarding.upgrade.is_some()
+                || head.body().is_empty()
+                || forwarding.replay.as_ref().is_some_and(Replay::is_whole),
             response_started: false,
             deadline_left: self.deadlines.at(Kind::RouteTimeout).map(|at| at.saturating_duration_since(now())),
             budget: forwarding.cluster.state.circuit.may_retry(&forwarding.cluster.config.limits),

@@ -63,20 +63,22 @@ enum Brought {
     Preface,
 }
 
-/// Serves a connection just accepted, made by `peer`, until either side has had enough.
+/// Serves a connection just accepted, made by `peer` to `destination` or else where it was accepted, until either side has
+/// had enough.
 /// Cancel: as the module says.
 pub fn serve(
     worker: Rc<Worker>,
     chain: Rc<ChainId>,
     stream: TcpStream,
-    peer: SocketAddr,
+    (peer, destination): (SocketAddr, Option<SocketAddr>),
 ) -> impl Future<Output = ()> + use<> {
     let watch = worker.drain.watch();
     let open = Open::new(worker.listener_cell(&chain.listener));
     let connection =
         Connection { stream, inlet: Inlet::default(), workspace: None, watch, served: 0, opened: now(), open };
     // Built before the task is: what is passed to an async function stands in it twice.
-    let mut downstream = Downstream::new(worker, chain, peer, Client::Http1(connection));
+    let mut downstream =
+        Downstream::new(worker, chain, peer, Client::Http1(connection)).made_to(destination.map(Rc::new));
     async move {
         if downstream.serve_requests().await == Next::Http2 {
             nest(http2_server::serve(downstream)).await;

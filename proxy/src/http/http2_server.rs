@@ -83,9 +83,12 @@ impl Drop for Active {
 
 /// Serves a connection whose first bytes are the preface.
 pub(super) async fn serve(downstream: Downstream) {
-    let Downstream { worker, chain, peer, client: Client::Http1(connection), .. } = downstream else { return };
+    let Downstream { worker, chain, peer, destination, client: Client::Http1(connection), .. } = downstream else {
+        return;
+    };
     let Some(http) = worker.view().http(&chain) else { return };
     let Connection { stream, inlet, watch, opened, open, .. } = connection;
+    let destination = Some(destination.unwrap_or_else(|| Rc::new(stream.local_addr())));
     let io = Io::new(stream, inlet.input, Guard::of_client());
     let state = io.state();
     let shaking = http2::server(&http.http2, http.max_head_bytes).handshake(io);
@@ -96,7 +99,7 @@ pub(super) async fn serve(downstream: Downstream) {
         let active = Active::begin(&serving.streams);
         let (parts, recv) = request.into_parts();
         let client = Client::Http2(Stream { recv, respond, send: None });
-        let mut one = Downstream::new(worker.clone(), chain.clone(), peer, client);
+        let mut one = Downstream::new(worker.clone(), chain.clone(), peer, client).made_to(destination.clone());
         let began = now();
         // Owned by its connection, which does not end in order before its streams have.
         spawn(async move {

@@ -53,7 +53,7 @@ impl Downstream {
         let upstream_keeps = head.keep_alive() && length != BodyLength::UntilClose;
         let status = answered.status;
         let passage = match forwarding.upgrade {
-            Some(_) if is_switched(head) => self.pass_switch(forwarding, &answered),
+            Some(kind) if is_switched(head, kind) => self.pass_switch(forwarding, &answered),
             _ => self.pass_head(forwarding, &mut answered, length, answering),
         };
         let Some(passage) = passage else {
@@ -79,6 +79,12 @@ impl Downstream {
             }
             Relayed::DownstreamBroke => {
                 forwarding.matched.cell.faults.add_one(Kind::Gone);
+                if let Upstream::Http1 { connection, .. } = &answered.upstream
+                    && is_tunnel
+                {
+                    // An orderly end would pass for the client's last word.
+                    connection.stream().reset_on_close();
+                }
                 Outcome { after: After::Abort, status }
             }
             Relayed::UpstreamBroke(kind, reason) => {
@@ -245,9 +251,10 @@ impl Downstream {
 }
 
 /// The upstream has left HTTP as it was asked to.
-fn is_switched(head: Response<'_>) -> bool {
+fn is_switched(head: Response<'_>, kind: &[u8]) -> bool {
     match head {
-        Response::Http1(head) => head.is_switch(),
+        Response::Http1(head) if kind != b"connect" => head.is_switch(),
+        Response::Http1(head) => (200..300).contains(&head.status()),
         Response::Http2 { parts, .. } => parts.status.is_success(),
     }
 }

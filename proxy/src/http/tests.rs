@@ -142,7 +142,7 @@ fn with_proxy(driver: DriverKind, upstream: SocketAddr, client: impl FnOnce(Sock
         let accepting = Rc::clone(&worker);
         let _accepting = spawn(async move {
             while let Ok((stream, peer)) = listening.accept().await {
-                spawn(super::serve(accepting.clone(), chain(), stream, peer)).detach();
+                spawn(super::serve(accepting.clone(), chain(), stream, (peer, None))).detach();
             }
         });
         let (done, mut finished) = outrigger_reactor::mailbox();
@@ -230,7 +230,7 @@ fn the_task_of_a_connection_is_small() {
             let peer = stream.peer_addr();
             let shared = Shared::new(Arc::<Registry>::default(), Instant::now());
             let worker = Worker::new(shared, Publisher::new().reader(), 7, Arc::default());
-            let task = super::serve(worker, chain(), stream, peer);
+            let task = super::serve(worker, chain(), stream, (peer, None));
             assert!(size_of_val(&task) <= 832, "{} bytes: nest what is large and rare", size_of_val(&task));
         });
     }

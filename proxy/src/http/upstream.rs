@@ -69,14 +69,22 @@ pub(super) struct Streaming {
 pub(super) enum AnswerHead {
     Http1(Buf),
     Http2(Box<response::Parts>, bool),
+    /// None was sent: a connection was opened for a tunnel that ends here.
+    Opened(Box<response::Parts>),
 }
 
 impl AnswerHead {
+    /// What a tunnel that ends here is answered with.
+    pub(super) fn opened() -> Self {
+        Self::Opened(Box::new(http::Response::new(()).into_parts().0))
+    }
+
     /// As everything else sees it; `table` is that of the answer.
     pub(super) fn view<'a>(&'a self, table: &'a ResponseTable) -> Response<'a> {
         match self {
             Self::Http1(bytes) => Response::Http1(table.view(bytes)),
             Self::Http2(parts, is_whole) => Response::Http2 { parts, is_whole: *is_whole },
+            Self::Opened(parts) => Response::Http2 { parts, is_whole: false },
         }
     }
 
@@ -84,7 +92,7 @@ impl AnswerHead {
     pub(super) fn take_headers(&mut self, table: &ResponseTable, body: BodyLength) -> HeaderMap {
         match self {
             Self::Http1(bytes) => response_map(&table.view(bytes), body),
-            Self::Http2(parts, _) => std::mem::take(&mut parts.headers),
+            Self::Http2(parts, _) | Self::Opened(parts) => std::mem::take(&mut parts.headers),
         }
     }
 
@@ -92,7 +100,7 @@ impl AnswerHead {
     pub(super) fn body(&self, length: BodyLength, wants_trailers: bool) -> Body {
         match self {
             Self::Http1(_) if wants_trailers => Body::with_trailers(length),
-            Self::Http1(_) => Body::new(length),
+            Self::Http1(_) | Self::Opened(_) => Body::new(length),
             Self::Http2(_, is_whole) => Body::framed(*is_whole),
         }
     }

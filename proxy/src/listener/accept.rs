@@ -83,7 +83,9 @@ pub(super) fn start(worker: &Rc<Worker>, view: &Rc<View>, chain: &ListenerView, 
             let connection = tcp::Downstream::new(worker, id.listener.clone(), stream, origin);
             spawn(connection.serve(view.clone(), settings.clone())).detach();
         }
-        Protocol::Http(_) => spawn(http::serve(worker, id, stream, origin.source)).detach(),
+        Protocol::Http(_) => {
+            spawn(http::serve(worker, id, stream, (origin.source, origin.destination))).detach();
+        }
     }
 }
 

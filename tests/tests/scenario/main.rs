@@ -35,6 +35,7 @@ macro_rules! on_both_drivers {
 
 mod attacks;
 mod balancing;
+mod connect;
 mod control;
 mod detect;
 mod drain;

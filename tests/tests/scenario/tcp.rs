@@ -29,16 +29,16 @@ fn to(io: Io, upstream: &OpaqueUpstream) -> Proxy {
 }
 
 /// An address where nobody listens, nor will while this lives: it is bound.
-struct Nobody(socket2::Socket);
+pub(super) struct Nobody(socket2::Socket);
 
 impl Nobody {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
         socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
         Self(socket)
     }
 
-    fn address(&self) -> SocketAddr {
+    pub(super) fn address(&self) -> SocketAddr {
         self.0.local_addr().unwrap().as_socket().unwrap()
     }
 }
