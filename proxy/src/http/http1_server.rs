@@ -80,8 +80,10 @@ pub fn serve(
     let mut downstream =
         Downstream::new(worker, chain, peer, Client::Http1(connection)).made_to(destination.map(Rc::new));
     async move {
-        if downstream.serve_requests().await == Next::Http2 {
-            nest(http2_server::serve(downstream)).await;
+        if downstream.serve_requests().await == Next::Http2
+            && let Some(serving) = nest(http2_server::begin(downstream)).await
+        {
+            serving.await;
         }
     }
 }

@@ -1,6 +1,6 @@
 //! **Purpose.** One downstream connection of HTTP/2, from its preface to its close.
 //!
-//! **Shape.** [`serve`] polls the connection; each stream that it brings is a task of its own with a [`Downstream`].
+//! **Shape.** What [`begin`] gives polls the connection; each stream that it brings is a task of its own.
 //! ```text
 //!   preface ──▶ serving ──drain, idle, over age──▶ GOAWAY ──streams ended──▶ closed
 //!                  └── flood, silent peer, slow head, protocol error ──▶ GOAWAY and closed at once
@@ -14,7 +14,8 @@
 //! **Source.** RFC 9113 §5, §6.8.
 
 use std::cell::Cell;
-use std::future::{Future as _, poll_fn};
+use std::future::poll_fn;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -26,7 +27,7 @@ use http::Request;
 use outrigger_reactor::{Sleep, nest, now, sleep_until, spawn, timeout};
 
 use super::downstream::{After, Client, Connection, Downstream, Stream};
-use crate::config::HttpConnectionConfig;
+use crate::config::{ChainId, HttpConnectionConfig};
 use crate::drain::Watch;
 use crate::http2::{self, Chunk, Guard, Io, IoState, Keepalive};
 use crate::worker::Worker;
@@ -35,6 +36,9 @@ use crate::worker::Worker;
 const CLOSING: Duration = Duration::from_secs(1);
 /// Time for the rest of the preface, or of a header block, where the listener sets none.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// A stream that a client opened.
+type Accepted = (Request<RecvStream>, SendResponse<Chunk>);
 
 /// A connection and when it is to end.
 struct Serving {
@@ -81,39 +85,28 @@ impl Drop for Active {
     }
 }
 
-/// Serves a connection whose first bytes are the preface.
-pub(super) async fn serve(downstream: Downstream) {
+/// Begins to serve a connection whose first bytes are the preface. Gives what serves it on: small, and without what only the
+/// beginning needs.
+pub(super) async fn begin(downstream: Downstream) -> Option<impl Future<Output = ()>> {
     let Downstream { worker, chain, peer, destination, client: Client::Http1(connection), .. } = downstream else {
-        return;
+        return None;
     };
-    let Some(http) = worker.view().http(&chain) else { return };
+    let http = worker.view().http(&chain)?;
     let Connection { stream, inlet, watch, opened, open, .. } = connection;
     let destination = Some(destination.unwrap_or_else(|| Rc::new(stream.local_addr())));
     let io = Io::new(stream, inlet.input, Guard::of_client());
     let state = io.state();
     let shaking = http2::server(&http.http2, http.max_head_bytes).handshake(io);
     let span = http.request_headers_timeout.unwrap_or(HEAD_TIMEOUT);
-    let Ok(Ok(framed)) = timeout(span, shaking).await else { return };
+    let Ok(Ok(framed)) = timeout(span, shaking).await else { return None };
     let mut serving = Serving::new((framed, state), &worker, watch, &http, opened);
-    while let Some((request, respond)) = poll_fn(|cx| serving.poll_next(cx)).await {
-        let active = Active::begin(&serving.streams);
-        let (parts, recv) = request.into_parts();
-        let client = Client::Http2(Stream { recv, respond, send: None });
-        let mut one = Downstream::new(worker.clone(), chain.clone(), peer, client).made_to(destination.clone());
-        let began = now();
-        // Owned by its connection, which does not end in order before its streams have.
-        spawn(async move {
-            let after = nest(one.exchange_stream(parts, began)).await;
-            if let (After::Abort, Client::Http2(stream)) = (after, &mut one.client) {
-                stream.reset(Reason::INTERNAL_ERROR);
-            }
-            drop(one);
-            drop(active);
-        })
-        .detach();
-    }
-    serving.close().await;
-    drop(open);
+    Some(nest(async move {
+        while let Some(stream) = poll_fn(|cx| serving.poll_next(cx)).await {
+            serving.spawn_exchange(stream, &chain, (peer, &destination));
+        }
+        serving.close().await;
+        drop(open);
+    }))
 }
 
 impl Serving {
@@ -143,8 +136,31 @@ impl Serving {
         }
     }
 
+    /// Serves a stream in a task of its own. Owned by the connection, which does not end in order before its streams have.
+    fn spawn_exchange(
+        &self,
+        (request, respond): Accepted,
+        chain: &Rc<ChainId>,
+        (peer, destination): (SocketAddr, &Option<Rc<SocketAddr>>),
+    ) {
+        let active = Active::begin(&self.streams);
+        let (parts, recv) = request.into_parts();
+        let client = Client::Http2(Stream { recv, respond, send: None });
+        let mut one = Downstream::new(self.worker.clone(), chain.clone(), peer, client).made_to(destination.clone());
+        let began = now();
+        spawn(async move {
+            let after = nest(one.exchange_stream(parts, began)).await;
+            if let (After::Abort, Client::Http2(stream)) = (after, &mut one.client) {
+                stream.reset(Reason::INTERNAL_ERROR);
+            }
+            drop(one);
+            drop(active);
+        })
+        .detach();
+    }
+
     /// The next stream; `None` when the connection is over, or to be closed.
-    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<(Request<RecvStream>, SendResponse<Chunk>)>> {
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Accepted>> {
         loop {
             match self.framed.poll_accept(cx) {
                 Poll::Ready(Some(Ok(stream))) => {
@@ -203,7 +219,7 @@ impl Serving {
     }
 
     /// Sends what is left to say.
-    async fn close(mut self) {
+    async fn close(&mut self) {
         let _ = timeout(CLOSING, poll_fn(|cx| self.framed.poll_closed(cx))).await;
     }
 }

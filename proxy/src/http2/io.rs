@@ -10,6 +10,7 @@
 use std::cell::Cell;
 use std::fmt;
 use std::io::{self, IoSlice};
+use std::mem;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -90,7 +91,8 @@ impl AsyncRead for Io {
             }
         }
         let take = self.input.len().min(into.remaining());
-        let taken = self.input.split_to(take);
+        // An empty slice would hold its block for as long as the peer is silent.
+        let taken = if take == self.input.len() { mem::take(&mut self.input) } else { self.input.split_to(take) };
         let passed = self.guard.see(&taken, now);
         self.state.refusal.set(self.guard.refusal());
         self.state.block_since.set(self.guard.block_since());
