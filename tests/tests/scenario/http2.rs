@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use outrigger_tests::world::h2::frame::{code, flag, kind, setting};
-use outrigger_tests::world::h2::{Frame, H2Script, LinkSetup, Outcome};
+use outrigger_tests::world::h2::{Frame, H2Script, Link, LinkSetup, Outcome};
 use outrigger_tests::world::resource::{self, forward, http2, http2_cluster, merge, plain, route};
 use outrigger_tests::world::upstream::{Recorded, pattern};
 use outrigger_tests::world::{Answer, Gate, H2Answer, H2Upstream, Io, Proxy, ProxySetup, Upstream, wait_for};
@@ -581,10 +581,7 @@ on_both_drivers! {
 
     fn a_thousand_stalled_streams_leave_the_others_alone(io) {
         const STALLED: usize = 1_000;
-        let upstream = H2Upstream::start(|request| match request.target.as_str() {
-            "/big" => H2Answer::status(200).then_pattern(MIB),
-            _ => H2Answer::ok("quick"),
-        });
+        let upstream = H2Upstream::puppet(LinkSetup::default(), fill_windows);
         // The limits of a cluster's requests are 1024 without this.
         let many = json!({ "circuit_breakers": { "thresholds": [{ "max_requests": 4_000, "max_pending_requests": 4_000 }] } });
         let app = merge(http2_cluster("app", &[upstream.address()]), many);
@@ -607,7 +604,6 @@ on_both_drivers! {
         for _ in 0..STALLED {
             stalled.send_request("GET", "/big", &[], b"").unwrap();
         }
-        upstream.wait_requests(STALLED);
         let one_byte_each = |state: &outrigger_tests::world::h2::link::LinkState| {
             (state.streams.values().filter(|stream| stream.body.len() == 1).count() == STALLED).then_some(())
         };
@@ -706,4 +702,23 @@ fn holding_script() -> (H2Script, Gate) {
     });
     script.setup = LinkSetup::default().holding();
     (script, gate)
+}
+
+/// Answers every stream until its window is used up. One thread does it for all: one each, woken by every frame, would be what is
+/// measured.
+fn fill_windows(link: &Link) {
+    let mut last = 0;
+    loop {
+        let next = link.try_wait("a stream", Link::PATIENCE * 6, |state| {
+            let new = state.streams.range(last + 1..).find(|(_, stream)| !stream.blocks.is_empty());
+            new.map(|(id, stream)| Some((*id, stream.blocks[0].first(":path")))).or(state.end.as_ref().map(|_| None))
+        });
+        let Ok(Some((stream, path))) = next else { return };
+        last = stream;
+        let is_big = path.as_deref() == Some("/big");
+        let body = if is_big { pattern(0, 64 << 10) } else { b"quick".to_vec() };
+        // An error is the end of the connection, seen above.
+        let _ = link.send_fields(stream, &[(":status", "200")], false);
+        let _ = link.send_body(stream, &body, !is_big);
+    }
 }
