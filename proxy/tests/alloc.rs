@@ -178,8 +178,16 @@ async fn serve(seed: (Arc<Shared>, Reader), name: ListenerName, socket: TcpListe
 /// What `make bench` measures, to `upstream`.
 fn configuration(upstream: SocketAddr) -> Snapshot {
     let template = include_str!("../../tests/bench/ours.yaml");
-    let fixed = template.replace("@ADMIN@", "1").replace("@PORT@", "2").replace("@TCP@", "3");
-    let text = fixed.replace("@BACKEND@", &upstream.port().to_string());
+    let port = upstream.port().to_string();
+    let places = [
+        ("@ADMIN@", "1"),
+        ("@PORT@", "2"),
+        ("@TCP@", "3"),
+        ("@FRAMED@", "4"),
+        ("@BACKEND@", &port),
+        ("@FRAMED_BACKEND@", &port),
+    ];
+    let text = places.iter().fold(template.to_owned(), |text, (place, value)| text.replace(place, value));
     let bootstrap = bootstrap::parse(Path::new("ours.yaml"), &text).unwrap();
     let (snapshot, dangling) = Snapshot::link(1, &bootstrap.resources);
     assert!(dangling.is_empty(), "{dangling:?}");
