@@ -260,6 +260,7 @@ fn virtual_host(host: &str) -> VirtualHost {
                 max_stream_duration: None,
                 grpc_timeout_max: None,
                 upgrades: Vec::new(),
+                hash: Vec::new(),
             }),
             rate_limit: None,
             request_edits: HeaderEdits::default(),

@@ -44,6 +44,12 @@ pub fn hash_of(bytes: &[u8]) -> u64 {
     XxHash64::oneshot(0, bytes)
 }
 
+/// The hash of several values, whatever their order, as Envoy takes it: that of one is [`hash_of`] it.
+pub fn hash_of_all(values: &mut [&[u8]]) -> u64 {
+    values.sort_unstable();
+    values.iter().fold(0, |seed, value| XxHash64::oneshot(seed, value))
+}
+
 impl HashTable {
     /// The table of a group under `policy`.
     pub(super) fn build(policy: LoadBalancing, group: impl Iterator<Item = Hashed>) -> Self {

@@ -11,7 +11,7 @@ mod rotation;
 mod tiers;
 
 pub use eject::{Cause, Ejected, Ejector, Record, Ruling, Seen};
-pub use hashed::hash_of;
+pub use hashed::{hash_of, hash_of_all};
 pub use pick::{Balancer, Draw, Live, Pick};
 
 #[cfg(test)]

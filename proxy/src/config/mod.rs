@@ -36,8 +36,8 @@ pub use name::{ChainName, ClusterName, ListenerName, RouteTableName};
 pub use policy::{LocalRateLimit, RetryOn, RetryPolicy, TokenBucketConfig};
 pub use publish::{Publisher, Reader};
 pub use route::{
-    ClusterTarget, DirectResponse, ForwardAction, HeaderEdit, HeaderEdits, HeaderMatch, HeaderTest, PathMatch,
-    PathRewrite, QueryMatch, Redirect, Route, RouteAction, RouteMatch, RouteTable, TextMatch, VirtualHost,
-    WeightedCluster,
+    ClusterTarget, DirectResponse, ForwardAction, HashCookie, HashPolicy, HashSource, HeaderEdit, HeaderEdits,
+    HeaderMatch, HeaderTest, PathMatch, PathRewrite, QueryMatch, Redirect, Route, RouteAction, RouteMatch, RouteTable,
+    TextMatch, VirtualHost, WeightedCluster,
 };
 pub use snapshot::{ClusterIndex, Dangling, Resources, Snapshot};

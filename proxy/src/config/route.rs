@@ -237,6 +237,41 @@ pub struct ForwardAction {
     pub path_rewrite: Option<PathRewrite>,
     /// New host.
     pub host_rewrite: Option<Arc<str>>,
+    /// What the hash of a request is taken of, for clusters that balance by it.
+    pub hash: Vec<HashPolicy>,
+}
+
+/// One of the things that a request's hash is taken of. Source: Envoy, `RouteAction.HashPolicy`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HashPolicy {
+    /// What is taken.
+    pub source: HashSource,
+    /// Where there is a hash by now, those after it do not count.
+    pub is_terminal: bool,
+}
+
+/// A part of a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HashSource {
+    /// The value of a cookie.
+    Cookie(HashCookie),
+    /// All values of a header; its name in lower case.
+    Header(Arc<str>),
+    /// The first value of a query parameter; letter case counts.
+    Query(Arc<str>),
+    /// The address that its connection comes from.
+    SourceIp,
+}
+
+/// A cookie that a client is known by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HashCookie {
+    /// Its name; letter case counts.
+    pub name: Arc<str>,
+    /// A client that has none gets one that lives for so long; zero: as long as the client pleases. `None`: it gets none.
+    pub ttl: Option<Duration>,
+    /// What is written behind the value of one that is made here: `; Path=/; Secure`.
+    pub attributes: Arc<str>,
 }
 
 /// Which cluster.

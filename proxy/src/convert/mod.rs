@@ -19,6 +19,7 @@ mod at;
 mod cluster;
 mod endpoint;
 mod filter_chain;
+mod hash_policy;
 mod hashing;
 mod hcm;
 mod header;

@@ -11,7 +11,7 @@ use super::at::{At, at};
 use super::matcher::substitution;
 use super::read::inline_bytes;
 use super::route::RouteDefaults;
-use super::{header, http2, policy};
+use super::{hash_policy, header, http2, policy};
 use crate::config::{
     ClusterTarget, DirectResponse, ForwardAction, PathRewrite, Redirect, RetryPolicy, RouteAction, WeightedCluster,
 };
@@ -58,6 +58,7 @@ fn forward(action: At<'_, proto::RouteAction>, defaults: &RouteDefaults<'_>) -> 
     };
     let path_rewrite = path_rewrite(&action);
     let host_rewrite = host_rewrite(&action);
+    let hash = hash_policy::hash_policies(&at!(action.hash_policy));
     if action.value.priority != 0 {
         at!(action.priority).refuse("only the DEFAULT priority is served");
     }
@@ -76,6 +77,7 @@ fn forward(action: At<'_, proto::RouteAction>, defaults: &RouteDefaults<'_>) -> 
         retry: retry.map(Arc::new),
         path_rewrite,
         host_rewrite,
+        hash,
         max_stream_duration: stream.max_duration,
         grpc_timeout_max: stream.grpc_timeout_max,
         upgrades,

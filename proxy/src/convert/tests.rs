@@ -10,8 +10,8 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::config::{
-    Codec, Discovery, HeaderTest, Inspection, LoadBalancing, PathMatch, Protocol, ProxyVersion, RouteAction,
-    TlsInspection, UpstreamProtocol,
+    Codec, Discovery, HashCookie, HashPolicy, HashSource, HeaderTest, Inspection, LoadBalancing, PathMatch, Protocol,
+    ProxyVersion, RouteAction, TlsInspection, UpstreamProtocol,
 };
 
 /// Lays `over` over `base`: objects merge, the rest replaces.
@@ -299,6 +299,80 @@ fn a_localitys_share_does_not_depend_on_its_size() {
     // 3 : 1 between zones; the gap in priorities is closed; an address counts once.
     let expected = [("10.0.0.1", 3, 0), ("10.0.0.2", 3, 0), ("10.0.0.3", 2, 0), ("10.0.0.4", 1, 1)];
     assert_eq!(seen, expected.map(|(ip, weight, priority)| (ip.to_owned(), weight, priority)));
+}
+
+fn hashing(policy: Value) -> Value {
+    json!({ "route": { "hash_policy": [policy] } })
+}
+
+#[test]
+fn routes_hash_what_they_are_told_to() {
+    let policies = json!([
+        { "header": { "header_name": "X-User" }, "terminal": true },
+        { "cookie": { "name": "Id", "ttl": "5s", "path": "/a", "attributes": [{ "name": "SameSite", "value": "Lax" }, { "name": "Secure" }] } },
+        { "query_parameter": { "name": "K" } },
+        { "connection_properties": { "source_ip": true } },
+    ]);
+    let over = json!({ "route": { "hash_policy": policies } });
+    let converted = read_table(&base_table(&json!([with(base_route(), &over)])));
+    assert!(!converted.ignored.iter().any(|path| path.contains("hash_policy")), "{:?}", converted.ignored);
+    let table = converted.result.unwrap();
+    let RouteAction::Forward(forward) = &table.virtual_hosts[0].routes[0].action else { panic!("it forwards") };
+    let attributes = "; Path=/a; SameSite=Lax; Secure".into();
+    let cookie = HashCookie { name: "Id".into(), ttl: Some(Duration::from_secs(5)), attributes };
+    let later = |source| HashPolicy { source, is_terminal: false };
+    let expected = [
+        HashPolicy { source: HashSource::Header("x-user".into()), is_terminal: true },
+        later(HashSource::Cookie(cookie)),
+        later(HashSource::Query("K".into())),
+        later(HashSource::SourceIp),
+    ];
+    assert_eq!(forward.hash, expected);
+}
+
+#[test]
+fn hash_policies_keep_their_constraints() {
+    let table = |route: &Value| read_table(&base_table(&json!([route])));
+    all_refused(
+        table,
+        &base_route(),
+        &[
+            (hashing(json!({})), "route.hash_policy[0]: names nothing to hash"),
+            (
+                hashing(json!({ "header": { "header_name": "a b" } })),
+                "route.hash_policy[0].header.header_name: \"a b\" is not a header name",
+            ),
+            (
+                hashing(json!({ "header": { "header_name": "a", "regex_rewrite": {} } })),
+                "route.hash_policy[0].header.regex_rewrite: is not served",
+            ),
+            (
+                hashing(json!({ "connection_properties": {} })),
+                "route.hash_policy[0].connection_properties: names no property",
+            ),
+            (
+                hashing(json!({ "query_parameter": { "name": "" } })),
+                "route.hash_policy[0].query_parameter.name: is empty",
+            ),
+            (hashing(json!({ "filter_state": { "key": "a" } })), "route.hash_policy[0].filter_state: is not served"),
+            (
+                hashing(json!({ "cookie": { "name": "a b" } })),
+                "route.hash_policy[0].cookie.name: \"a b\" is not a header name",
+            ),
+            (
+                hashing(json!({ "cookie": { "name": "a", "path": "/; Secure" } })),
+                "route.hash_policy[0].cookie.path: is no part of a cookie",
+            ),
+            (
+                hashing(json!({ "cookie": { "name": "a", "attributes": [{ "name": "a", "value": "b;" }] } })),
+                "route.hash_policy[0].cookie.attributes[0].value: is no part of a cookie",
+            ),
+            (
+                hashing(json!({ "cookie": { "name": "a", "ttl": "-1s" } })),
+                "route.hash_policy[0].cookie.ttl: -1s is not in",
+            ),
+        ],
+    );
 }
 
 #[test]

@@ -26,12 +26,13 @@ use super::head::Request;
 use super::pump::Outgoing;
 use super::respond::{self, Answering};
 use super::upstream::{AnswerHead, Upstream, is_framed};
+use crate::balance::Draw;
 use crate::config::{ForwardAction, HeaderEdits};
 use crate::fault::{Fault, Kind, Retry, Side};
 use crate::grpc::GrpcCode;
 use crate::http1::{BodyLength, ResponseTable};
 use crate::policy::{self, Attempt, Decision, Sent, Slot, Verdict};
-use crate::route::{Chosen, choose_cluster};
+use crate::route::{self, Chosen, Hashed, choose_cluster};
 use crate::stats::SuppressReason;
 use crate::worker::{Cluster, InFlight};
 
@@ -56,6 +57,8 @@ pub(super) struct Forwarding<'a> {
     /// What it is beside, if it is a call of gRPC.
     pub(super) call: Option<Box<Call>>,
     pub(super) replay: Option<Replay>,
+    /// By what the endpoint is chosen, where the route says, and the cookies that it made for that.
+    pub(super) hashed: Hashed,
     /// Endpoint of the last try.
     picked: Option<usize>,
     /// Endpoints of the tries before it.
@@ -198,6 +201,10 @@ impl Downstream {
             ends_here,
             call: answering.call.map(|form| Box::new(Call::new(form, head, matched.began, action.grpc_timeout_max))),
             replay: (may_retry && !length.is_empty()).then(|| Replay::within(self.worker.spare.take(), length)),
+            hashed: match &action.hash[..] {
+                [] => Hashed::default(),
+                policies => route::hash(policies, &matched.request, self.ends()),
+            },
             picked: None,
             tried: Vec::new(),
             tries: 0,
@@ -324,7 +331,8 @@ impl Downstream {
     /// One try: endpoint, connection, request, response head.
     async fn try_once(&mut self, forwarding: &mut Forwarding<'_>) -> Result<Answered, TryFault> {
         let cluster = forwarding.cluster;
-        let pick = cluster.pick(&forwarding.tried, &self.worker.chance);
+        let draw = Draw { chance: &self.worker.chance, hash: forwarding.hashed.hash };
+        let pick = cluster.pick(&forwarding.tried, draw);
         let pick = pick.ok_or_else(|| TryFault::unsent(Kind::NoEndpoint))?;
         forwarding.tries += 1;
         forwarding.picked = Some(pick.index);

@@ -475,15 +475,15 @@ fn uuid(high: u64, low: u64) -> [u8; 36] {
     text
 }
 
-/// Up to four levels of edits without an allocation.
+/// Up to five levels of edits without an allocation.
 struct Levels<'a> {
-    edits: [&'a HeaderEdits; 4],
+    edits: [&'a HeaderEdits; 5],
     count: usize,
 }
 
 impl<'a> Levels<'a> {
-    fn new(none: &'a HeaderEdits, levels: [Option<&'a HeaderEdits>; 4]) -> Self {
-        let mut edits = [none; 4];
+    fn new(none: &'a HeaderEdits, levels: [Option<&'a HeaderEdits>; 5]) -> Self {
+        let mut edits = [none; 5];
         let mut count = 0;
         for level in levels.into_iter().flatten().filter(|level| !level.is_empty()) {
             edits[count] = level;
@@ -501,14 +501,15 @@ fn request_levels<'a>(forwarding: &'a Forwarding<'_>) -> Levels<'a> {
     let matched = forwarding.matched;
     let (route, host, table) =
         (&matched.route.request_edits, &matched.host.request_edits, &matched.routes.table().request_edits);
-    Levels::new(route, [forwarding.choice_request_edits, Some(route), Some(host), Some(table)])
+    Levels::new(route, [forwarding.choice_request_edits, Some(route), Some(host), Some(table), None])
 }
 
 fn response_levels<'a>(forwarding: &'a Forwarding<'_>) -> Levels<'a> {
     let matched = forwarding.matched;
     let (route, host, table) =
         (&matched.route.response_edits, &matched.host.response_edits, &matched.routes.table().response_edits);
-    Levels::new(route, [forwarding.choice_response_edits, Some(route), Some(host), Some(table)])
+    let cookies = &forwarding.hashed.cookies;
+    Levels::new(route, [forwarding.choice_response_edits, Some(route), Some(host), Some(table), Some(cookies)])
 }
 
 #[cfg(test)]

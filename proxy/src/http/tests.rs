@@ -63,6 +63,7 @@ fn route(prefix: &str, cluster: &str) -> Arc<Route> {
             max_stream_duration: None,
             grpc_timeout_max: None,
             upgrades: Vec::new(),
+            hash: Vec::new(),
         }),
         rate_limit: None,
         request_edits: HeaderEdits::default(),

@@ -204,6 +204,7 @@ mod tests {
                 max_stream_duration: None,
                 grpc_timeout_max: None,
                 upgrades: Vec::new(),
+                hash: Vec::new(),
             }),
             rate_limit: None,
             request_edits: HeaderEdits::default(),

@@ -1,8 +1,8 @@
 //! **Purpose.** From a request to a route: virtual host by authority, route by first match, cluster by weight.
 //!
 //! **Shape.** [`find`] is the plain walk over a [`RouteTable`]: what routing means. [`Index`] is built once per table and
-//! gives the same answers without the walk. [`choose_cluster`], [`rewrite_path`] and [`write_location`] say what follows
-//! from a route. A request is seen through [`RequestView`], so that every HTTP version is routed by the same code.
+//! gives the same answers without the walk. [`choose_cluster`], [`hash`], [`rewrite_path`] and [`write_location`] say what
+//! follows from a route. A request is seen through [`RequestView`], so that every HTTP version is routed by the same code.
 //!
 //! **Limits.** No allocation, but for header tests on names sent in several lines and for regex rewrites.
 //!
@@ -12,6 +12,7 @@
 //! **Tests.** [`Index`] against [`find`] on random tables and requests.
 
 mod action;
+mod hash;
 mod host;
 mod index;
 mod matching;
@@ -19,6 +20,7 @@ mod trie;
 mod view;
 
 pub use action::{Chosen, choose_cluster, rewrite_path, write_location};
+pub use hash::{Hashed, hash};
 pub use index::Index;
 pub use view::{RequestView, split_port};
 

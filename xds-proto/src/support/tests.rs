@@ -170,7 +170,6 @@ fn a_served_listener_has_ignored_fields_only() {
     assert_eq!(
         find("envoy.config.listener.v3.Listener", LISTENER),
         [
-            ignored(&format!("{FILTER}.route_config.virtual_hosts[0].routes[0].route.hash_policy")),
             ignored(&format!("{FILTER}.route_config.virtual_hosts[0].routes[0].decorator")),
             ignored(&format!("{FILTER}.tracing")),
             ignored("stat_prefix"),

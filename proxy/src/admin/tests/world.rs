@@ -368,6 +368,7 @@ fn route_table(limit: Arc<LocalRateLimit>) -> RouteTable {
         max_stream_duration: None,
         grpc_timeout_max: None,
         upgrades: Vec::new(),
+        hash: Vec::new(),
     };
     let route = |name: &str, path, action| {
         Arc::new(Route {

@@ -4,8 +4,8 @@ use serde_json::{Value, json};
 
 use super::{edits, percent, rate_limit, retry, span, upgrades};
 use crate::config::{
-    ClusterTarget, ForwardAction, HeaderMatch, HeaderTest, PathMatch, PathRewrite, QueryMatch, Redirect, Route,
-    RouteAction, RouteMatch, RouteTable, TextMatch, VirtualHost,
+    ClusterTarget, ForwardAction, HashPolicy, HashSource, HeaderMatch, HeaderTest, PathMatch, PathRewrite, QueryMatch,
+    Redirect, Route, RouteAction, RouteMatch, RouteTable, TextMatch, VirtualHost,
 };
 
 /// A whole table.
@@ -147,7 +147,22 @@ fn forward(forward: &ForwardAction) -> Value {
         "retry": forward.retry.as_deref().map(retry),
         "path_rewrite": forward.path_rewrite.as_ref().map(rewrite),
         "host_rewrite": forward.host_rewrite.as_deref(),
+        "hash": forward.hash.iter().map(hash).collect::<Vec<_>>(),
     })
+}
+
+fn hash(policy: &HashPolicy) -> Value {
+    let of = match &policy.source {
+        HashSource::Cookie(cookie) => json!({
+            "cookie": &*cookie.name,
+            "ttl": span(cookie.ttl),
+            "attributes": &*cookie.attributes,
+        }),
+        HashSource::Header(name) => json!({ "header": &**name }),
+        HashSource::Query(name) => json!({ "query": &**name }),
+        HashSource::SourceIp => json!("source_ip"),
+    };
+    json!({ "of": of, "terminal": policy.is_terminal })
 }
 
 fn redirect(redirect: &Redirect) -> Value {
