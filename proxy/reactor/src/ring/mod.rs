@@ -2,8 +2,8 @@
 //!
 //! **Shape.** A [`Slot`] per socket holds the memory of its operations and counts those in the kernel. `user_data` is
 //! slot (32 bits) · generation (24) · loan (5) · operation (3). Receives are multishot into the buffer ring, capped so
-//! that they stop by themselves [`AHEAD_BLOCKS`] ahead of the reader; sends go one at a time; a listener is watched by a
-//! poll.
+//! that they stop by themselves [`AHEAD_BLOCKS`] ahead of the reader, and single where a splice is likely to follow; sends
+//! go one at a time; a listener is watched by a poll.
 //! ```text
 //!   open ─► operations come and go ─► release: cancel each ─► last completion ─► close the descriptor ─► slot vacant
 //! ```
@@ -378,15 +378,16 @@ impl Ring {
         let mut recv = socket.recv.borrow_mut();
         recv.arm = Arm::Armed;
         let fd = Fd(socket.raw());
-        let entry = if self.is_capped {
-            // The kernel ends at the first receive past the cap: up to one block more. Under memory pressure each stream
-            // gets a single one.
-            let blocks = if self.pool.is_pressed() || recv.was_bulk { 1 } else { AHEAD_BLOCKS - 2 };
-            capped(opcode::RecvMulti::new(fd, BUFFER_GROUP).build(), (blocks * self.pool.block_bytes()) as u32)
-        } else if recv.is_bulk {
-            // Nothing else bounds a fast sender: one block at a time.
+        let entry = if recv.was_bulk || (!self.is_capped && recv.is_bulk) {
+            // After bulk comes a head, and then a splice as likely as not, before which a multishot would have to be
+            // cancelled. Without the cap nothing else bounds a fast sender.
             let recv = opcode::Recv::new(fd, std::ptr::null_mut(), self.pool.block_bytes() as u32);
             recv.buf_group(BUFFER_GROUP).build().flags(squeue::Flags::BUFFER_SELECT)
+        } else if self.is_capped {
+            // The kernel ends at the first receive past the cap: up to one block more. Under memory pressure each stream
+            // gets a single one.
+            let blocks = if self.pool.is_pressed() { 1 } else { AHEAD_BLOCKS - 2 };
+            capped(opcode::RecvMulti::new(fd, BUFFER_GROUP).build(), (blocks * self.pool.block_bytes()) as u32)
         } else {
             opcode::RecvMulti::new(fd, BUFFER_GROUP).build()
         };
