@@ -29,6 +29,8 @@ pub const CLOSING_ACCEPTS: usize = 128;
 pub const HANDED_BYTES: usize = 16 * 1024;
 /// Most slices in one gathered send.
 pub(crate) const GATHER: usize = 64;
+/// Slices of most gathered sends: the memory of so few is cheap to have ready.
+const FEW_SLICES: usize = 4;
 
 /// What the one who sends wants to learn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -266,7 +268,14 @@ impl SendSide {
         if let (1, Some(only)) = (self.queue.len(), self.queue.front()) {
             return socket.with_fd(|fd| fd.send_with_flags(only, libc::MSG_NOSIGNAL));
         }
-        let mut slices = [(); GATHER].map(|()| IoSlice::new(&[]));
+        if self.queue.len() <= FEW_SLICES {
+            return self.gathered_in::<FEW_SLICES>(socket);
+        }
+        self.gathered_in::<GATHER>(socket)
+    }
+
+    fn gathered_in<const MAX: usize>(&self, socket: &Socket) -> io::Result<usize> {
+        let mut slices = [IoSlice::new(&[]); MAX];
         let mut bytes = 0;
         let mut count = 0;
         for (slice, part) in slices.iter_mut().zip(self.queue.iter()) {
