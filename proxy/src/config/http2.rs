@@ -60,14 +60,12 @@ impl Default for Http2Config {
 /// PING on a connection. Source: Envoy, `KeepaliveSettings`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Http2Keepalive {
-    /// Time between two of them; `None`: none but that of `idle`.
+    /// Time between two of them; `None`: none are sent.
     pub interval: Option<Duration>,
     /// Time for the answer; the connection is then closed.
     pub timeout: Duration,
     /// Largest random addition to the interval, in percent of it; default 15.
     pub jitter_percent: u32,
-    /// A connection that was idle for this long is tried before its next request; `None` it is not.
-    pub idle: Option<Duration>,
 }
 
 /// Whether requests may turn their connection into a tunnel of one kind. Source: Envoy, `UpgradeConfig`.

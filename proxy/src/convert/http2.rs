@@ -52,8 +52,10 @@ fn keepalive(settings: At<'_, KeepaliveSettings>) -> Option<Http2Keepalive> {
         None => Some(DEFAULT_JITTER_PERCENT),
         Some(_) => read::percent_bp(jitter).map(|bp| bp.div_ceil(100)),
     };
-    let idle = keepalive_span(at!(settings.connection_idle_interval));
-    Some(Http2Keepalive { interval: interval?, timeout: timeout??, jitter_percent: jitter_percent?, idle: idle? })
+    if settings.value.connection_idle_interval.is_some() {
+        at!(settings.connection_idle_interval).ignore();
+    }
+    Some(Http2Keepalive { interval: interval?, timeout: timeout??, jitter_percent: jitter_percent? })
 }
 
 /// A span of a millisecond or more; unset is `Some(None)`.
@@ -173,7 +175,7 @@ mod tests {
         };
         let set = read(&with(micros(2000), micros(1000), None), options).unwrap().keepalive.unwrap();
         assert_eq!((set.interval, set.timeout), (Some(Duration::from_millis(2)), MIN_KEEPALIVE));
-        assert_eq!((set.jitter_percent, set.idle), (15, None));
+        assert_eq!(set.jitter_percent, 15);
         let set = read(&with(None, micros(1000), Some(0.5)), options).unwrap().keepalive.unwrap();
         assert_eq!((set.interval, set.jitter_percent), (None, 1));
         for (bad, text) in [

@@ -227,6 +227,10 @@ fn clusters_say_how_their_endpoints_are_spoken_to() {
         assert_eq!(cluster.http2.allow_connect, streams == 7, "{over}");
     }
     assert_eq!(read_cluster(&with(base_cluster(), &both)).ignored, ["cluster.http2_protocol_options"]);
+    let idle = json!({ "timeout": "1s", "connection_idle_interval": "9s" });
+    let idle = json!({ "http2_protocol_options": { "connection_keepalive": idle } });
+    let expected = ["cluster.http2_protocol_options.connection_keepalive.connection_idle_interval"];
+    assert_eq!(read_cluster(&with(base_cluster(), &idle)).ignored, expected);
     let trailers = explicit(json!({ "http_protocol_options": { "enable_trailers": true } }));
     let ignored = read_cluster(&with(base_cluster(), &trailers)).ignored;
     assert!(ignored.iter().all(|path| path.ends_with(".http_protocol_options.enable_trailers")), "{ignored:?}");

@@ -232,7 +232,11 @@ pub static TABLE: &[Row] = &[
             ("max_requests_per_connection", Serve),
         ],
     ),
-    whole("envoy.config.core.v3.KeepaliveSettings"),
+    row(
+        "envoy.config.core.v3.KeepaliveSettings",
+        Ignore,
+        &[("interval", Serve), ("interval_jitter", Serve), ("timeout", Serve)],
+    ),
     whole("envoy.config.core.v3.Locality"),
     row(
         "envoy.config.core.v3.Metadata",

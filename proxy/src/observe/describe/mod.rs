@@ -196,7 +196,6 @@ fn http2(http2: &Http2Config) -> Value {
             "interval": span(keepalive.interval),
             "timeout": span(Some(keepalive.timeout)),
             "jitter_percent": keepalive.jitter_percent,
-            "idle": span(keepalive.idle),
         })),
     })
 }
