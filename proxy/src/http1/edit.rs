@@ -121,33 +121,29 @@ pub fn write_request_head(head: &RequestHead<'_>, edits: &RequestEdits<'_>, out:
     if !keeps_host {
         put(out, b"host", edits.host.unwrap_or_else(|| head.authority()));
     }
+    let passes = |name: Name| match name {
+        Name::Other => true,
+        Name::Host => keeps_host,
+        Name::Expect => edits.keep_expect,
+        Name::XEnvoy | Name::Outrigger | Name::XForwardedProto => edits.trust == Trust::Mesh,
+        Name::XForwardedClientCert => false,
+        Name::XForwardedFor => edits.forwarded_for.is_none(),
+        Name::XRequestId => edits.request_id.is_none(),
+        // The one valid framing header says what we would write in its place.
+        Name::ContentLength => true,
+        Name::TransferEncoding => head.body() == BodyLength::Chunked,
+        Name::Date | Name::IdempotencyKey | Name::Server => true,
+        name => !name.is_hop_by_hop(),
+    };
     let mut has_proto = false;
     let mut has_te_trailers = false;
     for line in head.table_lines() {
-        let keeps = !line.is_dropped
-            && match line.name {
-                Name::Other => true,
-                Name::Host => keeps_host,
-                Name::Expect => edits.keep_expect,
-                Name::XEnvoy | Name::Outrigger => edits.trust == Trust::Mesh,
-                Name::XForwardedClientCert => false,
-                Name::XForwardedFor => edits.forwarded_for.is_none(),
-                Name::XForwardedProto => {
-                    let keeps = edits.trust == Trust::Mesh;
-                    has_proto |= keeps;
-                    keeps
-                }
-                Name::XRequestId => edits.request_id.is_none(),
-                Name::Te => {
-                    has_te_trailers |= line.value_in(bytes).eq_ignore_ascii_case(b"trailers");
-                    false
-                }
-                // The one valid framing header says what we would write in its place.
-                Name::ContentLength => true,
-                Name::TransferEncoding => head.body() == BodyLength::Chunked,
-                Name::Date | Name::IdempotencyKey | Name::Server => true,
-                name => !name.is_hop_by_hop(),
-            };
+        let keeps = !line.is_dropped && passes(line.name);
+        match line.name {
+            Name::XForwardedProto => has_proto |= keeps,
+            Name::Te => has_te_trailers |= line.value_in(bytes).eq_ignore_ascii_case(b"trailers"),
+            _ => {}
+        }
         run.line(line, keeps && !is_edited_away(line, edits.levels, bytes), bytes, out);
     }
     run.flush(bytes, out);
@@ -162,7 +158,7 @@ pub fn write_request_head(head: &RequestHead<'_>, edits: &RequestEdits<'_>, out:
         own.put("x-request-id", id);
     }
     if has_te_trailers {
-        own.put("te", b"trailers");
+        put(own.out, b"te", b"trailers");
     }
     if !edits.via.is_empty() {
         own.put("via", edits.via.as_bytes());
@@ -172,7 +168,8 @@ pub fn write_request_head(head: &RequestHead<'_>, edits: &RequestEdits<'_>, out:
             || name == "x-forwarded-proto"
             || (name == "x-request-id" && edits.request_id.is_some())
             || (name == "via" && !edits.via.is_empty());
-        ours || head.header(name.as_bytes()).is_some()
+        // What must not pass is not there: a client could else keep a header out by sending it.
+        ours || (passes(Name::of(name.as_bytes())) && head.header(name.as_bytes()).is_some())
     };
     put_added(edits.levels, &existed, out);
     put_connection(edits.connection, out);

@@ -10,7 +10,7 @@
 
 use std::cell::RefCell;
 
-use http::header::{DATE, SERVER, VIA};
+use http::header::{DATE, SERVER, TE, VIA};
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::config::{HeaderEdit, HeaderEdits, ServerHeader};
@@ -53,7 +53,11 @@ fn map_of<'a>(lines: impl Iterator<Item = (&'a [u8], &'a [u8])>, body: BodyLengt
         };
         // Both were checked when the head was parsed.
         if keeps && let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name), HeaderValue::from_bytes(value)) {
-            map.append(name, value);
+            if name == TE {
+                map.insert(name, value);
+            } else {
+                map.append(name, value);
+            }
         }
     }
     map
@@ -203,6 +207,144 @@ fn add(map: &mut HeaderMap, edit: &HeaderEdit) {
         }
         HeaderEdit::AddIfAbsent(..) | HeaderEdit::Overwrite(..) | HeaderEdit::OverwriteIfExists(..) => {
             map.insert(key, value);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::http1::{
+        HeadLimits, Progress, RequestTable, ResponseLimits, ResponseTable, write_request_head, write_response_head,
+    };
+
+    const NAMES: [&str; 14] = [
+        "accept",
+        "x-a",
+        "x-b",
+        "via",
+        "server",
+        "date",
+        "x-forwarded-for",
+        "x-forwarded-proto",
+        "x-request-id",
+        "x-envoy-retry-on",
+        "outrigger-fault",
+        "x-forwarded-client-cert",
+        "keep-alive",
+        "te",
+    ];
+
+    fn name() -> impl Strategy<Value = &'static str> {
+        prop::sample::select(&NAMES[..])
+    }
+
+    fn lines() -> impl Strategy<Value = Vec<(&'static str, &'static str)>> {
+        let value = prop::sample::select(&["1", "two", "trailers", ""][..]);
+        prop::collection::vec((name(), value), 0..8)
+    }
+
+    fn edit() -> impl Strategy<Value = HeaderEdit> {
+        (0..4, name(), prop::sample::select(&["set", "more"][..])).prop_map(|(kind, name, value)| match kind {
+            0 => HeaderEdit::AddIfAbsent(name.into(), value.into()),
+            1 => HeaderEdit::Append(name.into(), value.into()),
+            2 => HeaderEdit::Overwrite(name.into(), value.into()),
+            _ => HeaderEdit::OverwriteIfExists(name.into(), value.into()),
+        })
+    }
+
+    fn level() -> impl Strategy<Value = HeaderEdits> {
+        (prop::collection::vec(name(), 0..2), prop::collection::vec(edit(), 0..3))
+            .prop_map(|(remove, add)| HeaderEdits { remove: remove.into_iter().map(Into::into).collect(), add })
+    }
+
+    fn text(first: &str, lines: &[(&str, &str)]) -> Vec<u8> {
+        let mut text = format!("{first}\r\n");
+        lines.iter().for_each(|(name, value)| text.push_str(&format!("{name}: {value}\r\n")));
+        (text + "\r\n").into_bytes()
+    }
+
+    /// Name and value of every line but those that only HTTP/1 has, sorted.
+    fn of_lines<'a>(lines: impl Iterator<Item = (&'a [u8], &'a [u8])>) -> Vec<(String, String)> {
+        let word = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+        let mut all: Vec<_> = lines.map(|(name, value)| (word(name), word(value))).collect();
+        all.retain(|(name, _)| !matches!(&**name, "host" | "transfer-encoding"));
+        all.sort();
+        all
+    }
+
+    fn of_map(map: &HeaderMap) -> Vec<(String, String)> {
+        of_lines(map.iter().map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes())))
+    }
+
+    fn request<'a>(table: &'a mut RequestTable, bytes: &'a [u8]) -> RequestHead<'a> {
+        let limits = HeadLimits { max_bytes: 60 * 1024, max_headers: 100, underscores: Default::default() };
+        assert!(matches!(table.parse(bytes, &limits), Ok(Progress::Complete { .. })), "{bytes:?}");
+        table.view(bytes)
+    }
+
+    proptest! {
+        #[test]
+        fn a_request_is_edited_alike_in_bytes_and_in_a_map(
+            lines in lines(),
+            levels in prop::collection::vec(level(), 0..3),
+            is_edge in any::<bool>(),
+            tells_address in any::<bool>(),
+            id in prop::option::of(Just(&b"an-id"[..])),
+            via in prop::sample::select(&["", "us"][..]),
+        ) {
+            let received = text("GET / HTTP/1.1\r\nhost: a", &lines);
+            let levels: Vec<&HeaderEdits> = levels.iter().collect();
+            let edits = RequestEdits {
+                levels: &levels,
+                forwarded_for: tells_address.then(|| [10, 0, 0, 1].into()),
+                request_id: id,
+                via,
+                trust: if is_edge { Trust::Edge } else { Trust::Mesh },
+                ..RequestEdits::default()
+            };
+            let (mut table, mut written_table, mut written) = (RequestTable::default(), RequestTable::default(), Vec::new());
+            let head = request(&mut table, &received);
+            write_request_head(&head, &edits, &mut written);
+            let mut map = request_map(&head);
+            edit_request(&mut map, &edits);
+            prop_assert_eq!(of_map(&map), of_lines(request(&mut written_table, &written).lines()));
+        }
+
+        #[test]
+        fn a_response_is_edited_alike_in_bytes_and_in_a_map(
+            lines in lines(),
+            levels in prop::collection::vec(level(), 0..3),
+            server in prop::sample::select(&[ServerHeader::AppendIfAbsent, ServerHeader::Overwrite, ServerHeader::PassThrough][..]),
+            length in prop::option::of(0_u64..3),
+            via in prop::sample::select(&["", "us"][..]),
+        ) {
+            let length_line = length.map_or(String::new(), |length| format!("\r\ncontent-length: {length}"));
+            let received = text(&format!("HTTP/1.1 200 OK{length_line}"), &lines);
+            let levels: Vec<&HeaderEdits> = levels.iter().collect();
+            let edits = ResponseEdits {
+                body: length.map_or(BodyLength::Chunked, BodyLength::Length),
+                levels: &levels,
+                server,
+                server_name: "us",
+                via,
+                date: b"now",
+                extra: &[],
+                connection: Default::default(),
+            };
+            let parse = |table: &mut ResponseTable, bytes: &[u8]| {
+                assert!(matches!(table.parse(bytes, &ResponseLimits::default()), Ok(Progress::Complete { .. })));
+            };
+            let (mut table, mut written_table, mut written) = (ResponseTable::default(), ResponseTable::default(), Vec::new());
+            parse(&mut table, &received);
+            let head = table.view(&received);
+            write_response_head(&head, &edits, &mut written);
+            parse(&mut written_table, &written);
+            let mut map = response_map(&head, edits.body);
+            edit_response(&mut map, &edits);
+            prop_assert_eq!(of_map(&map), of_lines(written_table.view(&written).lines()));
         }
     }
 }
