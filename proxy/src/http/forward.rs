@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use outrigger_reactor::{now, sleep};
 
+use super::attempt::RouteTiming;
 use super::body::{Body, Piece, Replay};
 use super::call::{Call, CallForm, code_in};
 use super::downstream::{After, Client, Downstream};
@@ -268,17 +269,9 @@ impl Downstream {
             self.deadlines.set(Kind::StreamOverAge, forwarding.matched.began.checked_add(span));
         }
         if forwarding.body.is_done() {
-            self.start_route_timeout(forwarding.action);
+            RouteTiming::new(forwarding.action, None).request_ended(&mut self.deadlines);
         } else {
             self.deadlines.set(Kind::RequestTimeout, http.request_timeout.map(|span| now() + span));
-        }
-    }
-
-    /// The route timeout runs from the end of the request.
-    fn start_route_timeout(&mut self, action: &ForwardAction) {
-        self.deadlines.set(Kind::RequestTimeout, None);
-        if self.deadlines.at(Kind::RouteTimeout).is_none() {
-            self.deadlines.set(Kind::RouteTimeout, action.timeout.map(|span| now() + span));
         }
     }
 
