@@ -144,23 +144,19 @@ impl<'a> Pump<'a> {
 
     /// Moves what can be moved; ready when the last byte was handed over to be sent.
     pub(super) fn poll_moved(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), PumpFault>> {
-        match (&self.source, &self.sink) {
-            (Source::Http1 { stream: from, .. }, Sink::Http1(to)) if self.meter.is_none() => {
-                let (from, to) = (*from, *to);
-                self.poll_bytes(from, to, cx)
-            }
-            (_, Sink::Http1(to)) => {
+        match &self.sink {
+            Sink::Http1(to) => {
                 let to = *to;
                 self.poll_unframed(to, cx)
             }
-            (_, Sink::Http2(_)) => self.poll_framed(cx),
+            Sink::Http2(_) => self.poll_framed(cx),
         }
     }
 
-    /// From socket to socket.
-    fn poll_bytes(&mut self, from: &TcpStream, to: &TcpStream, cx: &mut Context<'_>) -> Poll<Result<(), PumpFault>> {
+    /// From anywhere into a socket.
+    fn poll_unframed(&mut self, to: &TcpStream, cx: &mut Context<'_>) -> Poll<Result<(), PumpFault>> {
         loop {
-            if self.is_spliceable(from) {
+            if let Some(from) = self.spliceable() {
                 match self.poll_spliced(from, to, cx) {
                     Poll::Ready(Ok(())) => continue,
                     other => return other,
@@ -168,19 +164,10 @@ impl<'a> Pump<'a> {
             }
             let mut starved = false;
             // Everything at hand is queued before one flush: head, chunk frames and bodies leave in one gathered send.
-            while !self.body.end_queued && !starved && to.queued_bytes() < HIGH_WATER {
-                if self.is_spliceable(from) {
-                    break;
-                }
-                let Source::Http1 { input, .. } = &mut self.source else { break };
-                match self.body.poll_bytes(input, from, cx) {
+            while !self.body.end_queued && !starved && to.queued_bytes() < HIGH_WATER && self.spliceable().is_none() {
+                match self.poll_queued(to, cx) {
                     Poll::Pending => starved = true,
-                    Poll::Ready(Ok(Some(bytes))) => self.pass(bytes, to),
-                    Poll::Ready(Ok(None)) => {
-                        self.body.end_queued = true;
-                        let trailers = self.body.take_trailers();
-                        self.queue_end(trailers.as_ref(), to);
-                    }
+                    Poll::Ready(Ok(())) => {}
                     Poll::Ready(Err(fault)) => return Poll::Ready(Err(PumpFault::Source(fault))),
                 }
             }
@@ -192,6 +179,29 @@ impl<'a> Pump<'a> {
                 Poll::Pending => return Poll::Pending,
             }
         }
+    }
+
+    /// Queues the next piece for a socket. Bytes from a socket that nobody meters do not become a [`Piece`] on their way.
+    fn poll_queued(&mut self, to: &TcpStream, cx: &mut Context<'_>) -> Poll<Result<(), BodyFault>> {
+        let (bytes, end) = match (&mut self.source, &self.meter) {
+            (Source::Http1 { input, stream }, None) => match self.body.poll_bytes(input, stream, cx) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Err(fault)) => return Poll::Ready(Err(fault)),
+                Poll::Ready(Ok(Some(bytes))) => (Some(bytes), None),
+                Poll::Ready(Ok(None)) => (None, Some(self.body.take_trailers())),
+            },
+            _ => match self.poll_metered(cx) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Err(fault)) => return Poll::Ready(Err(fault)),
+                Poll::Ready(Ok(Metered { bytes, end })) => (bytes.map(Chunk::into_buf), end),
+            },
+        };
+        bytes.into_iter().for_each(|bytes| self.pass(bytes, to));
+        if let Some(trailers) = end {
+            self.body.end_queued = true;
+            self.queue_end(trailers.as_ref(), to);
+        }
+        Poll::Ready(Ok(()))
     }
 
     /// Ready when what is queued needs no more attention.
@@ -204,33 +214,6 @@ impl<'a> Pump<'a> {
             };
         }
         to.poll_hand_over(cx).map_err(|_| ())
-    }
-
-    /// Out of frames into a socket.
-    fn poll_unframed(&mut self, to: &TcpStream, cx: &mut Context<'_>) -> Poll<Result<(), PumpFault>> {
-        loop {
-            let mut starved = false;
-            while !self.body.end_queued && !starved && to.queued_bytes() < HIGH_WATER {
-                match self.poll_metered(cx) {
-                    Poll::Pending => starved = true,
-                    Poll::Ready(Ok(Metered { bytes, end })) => {
-                        bytes.into_iter().for_each(|bytes| self.pass(bytes.into_buf(), to));
-                        if let Some(trailers) = end {
-                            self.body.end_queued = true;
-                            self.queue_end(trailers.as_ref(), to);
-                        }
-                    }
-                    Poll::Ready(Err(fault)) => return Poll::Ready(Err(PumpFault::Source(fault))),
-                }
-            }
-            match self.poll_left(to, cx) {
-                Poll::Ready(Ok(())) if self.body.end_queued => return Poll::Ready(Ok(())),
-                Poll::Ready(Ok(())) if starved => return Poll::Pending,
-                Poll::Ready(Ok(())) => {}
-                Poll::Ready(Err(())) => return Poll::Ready(Err(PumpFault::Sink)),
-                Poll::Pending => return Poll::Pending,
-            }
-        }
     }
 
     /// From anywhere into frames.
@@ -322,18 +305,19 @@ impl<'a> Pump<'a> {
         Poll::Ready(Ok(()))
     }
 
-    /// True when what comes next can stay in the kernel: nothing of it is at hand, it goes on as it is, and nobody needs
-    /// to see it.
-    fn is_spliceable(&self, from: &TcpStream) -> bool {
+    /// The socket that what comes next need not leave the kernel from: nothing of it is at hand, it goes on as it is, and
+    /// nobody needs to see it.
+    fn spliceable(&self) -> Option<&'a TcpStream> {
         let worth = if self.body.splicing.is_some() { 1 } else { SPLICE_FROM };
-        let Source::Http1 { input, .. } = &self.source else { return false };
-        self.body.left().is_some_and(|left| left >= worth)
+        let Source::Http1 { input, stream: from } = &self.source else { return None };
+        let is_spliceable = self.body.left().is_some_and(|left| left >= worth)
             && self.meter.is_none()
             && matches!(self.outgoing, Outgoing::Plain)
             && self.replay.as_ref().is_none_or(|replay| replay.is_given_up())
             && !self.body.is_pipeless
             && input.is_empty()
-            && !from.has_received()
+            && !from.has_received();
+        is_spliceable.then_some(*from)
     }
 
     /// Moves body bytes inside the kernel; ready when that is over or bytes came in otherwise.
