@@ -5,15 +5,15 @@ use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::{Mutex, mpsc};
 use std::time::Duration;
 
-use outrigger_tests::world::h2::frame::{Frame, code};
 use outrigger_tests::world::h2::{Link, LinkSetup};
 use outrigger_tests::world::resource::{self, cluster, http2_cluster, merge};
 use outrigger_tests::world::upstream::pattern;
-use outrigger_tests::world::{Downstream, H2Downstream, H2Upstream, Io, OpaqueUpstream, Proxy, ProxySetup, wait_for};
+use outrigger_tests::world::{H2Upstream, Io, OpaqueUpstream, Proxy, ProxySetup, wait_for};
 use serde_json::{Value, json};
 
 use super::mixes::{Http, MIXES};
 use super::tcp::Nobody;
+use super::tunnel::Tunnel;
 
 const SOON: Duration = Duration::from_secs(10);
 const BOTH: [Http; 2] = [Http::One, Http::Two];
@@ -33,12 +33,6 @@ fn start(io: Io, connect: &Value, route: Value, app: Value) -> Proxy {
 
 fn ending_here(io: Io, route: Value, addresses: &[SocketAddr]) -> Proxy {
     start(io, &json!({ "connect_config": {} }), route, cluster("app", addresses))
-}
-
-/// The client's end.
-enum Tunnel {
-    One(Downstream),
-    Two(H2Downstream, u32),
 }
 
 impl Tunnel {
@@ -82,30 +76,6 @@ impl Tunnel {
         (response.status, response.fault_kind())
     }
 
-    fn send(&mut self, bytes: &[u8]) {
-        match self {
-            Self::One(client) => client.send(bytes).unwrap(),
-            Self::Two(client, stream) => client.send_body(*stream, bytes, false).unwrap(),
-        }
-    }
-
-    fn finish(&mut self) {
-        match self {
-            Self::One(client) => client.finish_sending().unwrap(),
-            Self::Two(client, stream) => client.send_body(*stream, b"", true).unwrap(),
-        }
-    }
-
-    #[track_caller]
-    fn read(&mut self, at: usize, count: usize) -> Vec<u8> {
-        match self {
-            Self::One(client) => client.read_bytes(count).unwrap(),
-            Self::Two(client, stream) => client.wait("bytes of the tunnel", |state| {
-                state.stream(*stream).body.get(at..at + count).map(<[u8]>::to_vec)
-            }),
-        }
-    }
-
     /// Waits for the orderly end of what the endpoint sends.
     #[track_caller]
     fn wait_end(&mut self) {
@@ -114,26 +84,6 @@ impl Tunnel {
             Self::Two(client, stream) => {
                 client.wait("the end of the stream", |state| state.stream(*stream).is_ended.then_some(()));
             }
-        }
-    }
-
-    /// Waits for any end.
-    #[track_caller]
-    fn wait_over(&mut self) {
-        match self {
-            Self::One(client) => client.expect_closed(SOON).unwrap(),
-            Self::Two(client, stream) => client.wait("an end", |state| {
-                let seen = state.stream(*stream);
-                (seen.is_ended || seen.reset.is_some()).then_some(())
-            }),
-        }
-    }
-
-    /// Breaks it off.
-    fn reset(self) {
-        match self {
-            Self::One(client) => client.reset().unwrap(),
-            Self::Two(client, stream) => client.send(&Frame::reset(stream, code::CANCEL)).unwrap(),
         }
     }
 }
@@ -315,7 +265,7 @@ on_both_drivers! {
                 assert_eq!(tunnel.read(at, 1), b"x", "no timeout ends one that is used");
                 at += 1;
             }
-            tunnel.wait_over();
+            tunnel.wait_over(SOON);
         }
     }
 

@@ -55,6 +55,7 @@ mod routing;
 mod swaps;
 mod tcp;
 mod timeouts;
+mod tunnel;
 mod upgrade;
 mod workers;
 mod zero_copy;

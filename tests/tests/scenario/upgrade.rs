@@ -8,12 +8,11 @@ use outrigger_tests::world::h2::frame::setting;
 use outrigger_tests::world::h2::{Link, LinkSetup};
 use outrigger_tests::world::resource::{self, cluster, forward, http2, merge, route, table};
 use outrigger_tests::world::upstream::pattern;
-use outrigger_tests::world::{
-    Answer, Downstream, H2Downstream, H2Upstream, Io, OpaqueUpstream, Proxy, ProxySetup, Upstream,
-};
+use outrigger_tests::world::{Answer, H2Upstream, Io, OpaqueUpstream, Proxy, ProxySetup, Upstream};
 use serde_json::{Value, json};
 
 use super::mixes::{Http, MIXES};
+use super::tunnel::Tunnel;
 
 const CLOSED_WITHIN: Duration = Duration::from_secs(5);
 const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
@@ -112,15 +111,9 @@ fn echo_connect(link: &Link) -> Result<(), String> {
     }
 }
 
-/// The client's end of a tunnel.
-enum Tunnel {
-    One(Downstream),
-    Two(H2Downstream, u32),
-}
-
 impl Tunnel {
     #[track_caller]
-    fn open(version: Http, proxy: &Proxy, kind: &str) -> Self {
+    fn upgraded(version: Http, proxy: &Proxy, kind: &str) -> Self {
         match version {
             Http::One => {
                 let mut client = proxy.connect();
@@ -145,44 +138,6 @@ impl Tunnel {
             }
         }
     }
-
-    fn send(&mut self, bytes: &[u8]) {
-        match self {
-            Self::One(client) => client.send(bytes).unwrap(),
-            Self::Two(client, stream) => client.send_body(*stream, bytes, false).unwrap(),
-        }
-    }
-
-    fn finish(&mut self) {
-        match self {
-            Self::One(client) => client.finish_sending().unwrap(),
-            Self::Two(client, stream) => client.send_body(*stream, b"", true).unwrap(),
-        }
-    }
-
-    /// The bytes from `at` on, as many as `count`.
-    #[track_caller]
-    fn read(&mut self, at: usize, count: usize) -> Vec<u8> {
-        match self {
-            Self::One(client) => client.read_bytes(count).unwrap(),
-            Self::Two(client, stream) => client.wait("bytes of the tunnel", |state| {
-                state.stream(*stream).body.get(at..at + count).map(<[u8]>::to_vec)
-            }),
-        }
-    }
-
-    #[track_caller]
-    fn wait_end(&mut self) {
-        match self {
-            Self::One(client) => client.expect_closed(CLOSED_WITHIN).unwrap(),
-            Self::Two(client, stream) => {
-                client.wait("the tunnel's end", |state| {
-                    let seen = state.stream(*stream);
-                    (seen.is_ended || seen.reset.is_some()).then_some(())
-                });
-            }
-        }
-    }
 }
 
 fn ask(kind: &str) -> String {
@@ -198,7 +153,7 @@ on_both_drivers! {
         for (down, up) in MIXES {
             let app = App::start(up);
             let proxy = app.behind(io);
-            let mut tunnel = Tunnel::open(down, &proxy, "websocket");
+            let mut tunnel = Tunnel::upgraded(down, &proxy, "websocket");
             tunnel.send(b"ping");
             assert_eq!(tunnel.read(0, 4), b"ping", "{down:?} to {up:?}");
             let mut at = 4;
@@ -213,7 +168,7 @@ on_both_drivers! {
             // Envoy has no half-closed tunnels over HTTP/1.
             if proxy.is_ours() {
                 tunnel.finish();
-                tunnel.wait_end();
+                tunnel.wait_over(CLOSED_WITHIN);
             }
         }
     }
@@ -226,9 +181,9 @@ on_both_drivers! {
                 }
             });
             let proxy = granting(io, &["websocket"], cluster("app", &[upstream.address()]));
-            let mut tunnel = Tunnel::open(down, &proxy, "websocket");
+            let mut tunnel = Tunnel::upgraded(down, &proxy, "websocket");
             assert_eq!(tunnel.read(0, 3), b"bye", "bytes right behind the 101 are the tunnel's");
-            tunnel.wait_end();
+            tunnel.wait_over(CLOSED_WITHIN);
         }
     }
 
@@ -258,7 +213,7 @@ on_both_drivers! {
                 }
             };
             let proxy = app.behind(io);
-            let tunnel = Tunnel::open(down, &proxy, "websocket");
+            let tunnel = Tunnel::upgraded(down, &proxy, "websocket");
             drop(tunnel);
             wait_ended.recv_timeout(CLOSED_WITHIN).unwrap_or_else(|error| panic!("{down:?} to {up:?}: {error}"));
         }
@@ -267,7 +222,7 @@ on_both_drivers! {
     fn other_upgrades_pass_by_configuration(io) {
         let app = App::start(Http::One);
         let granting_foo = app.behind(io);
-        let mut tunnel = Tunnel::open(Http::One, &granting_foo, "foo");
+        let mut tunnel = Tunnel::upgraded(Http::One, &granting_foo, "foo");
         tunnel.send(b"anything");
         assert_eq!(tunnel.read(0, 8), b"anything");
         let proxy = granting(io, &["websocket"], app.cluster());
@@ -391,10 +346,10 @@ on_both_drivers! {
         let app = App::start(Http::One);
         let http = json!({ "upgrade_configs": [{ "upgrade_type": "websocket" }], "stream_idle_timeout": "0.5s" });
         let proxy = Proxy::start(&ProxySetup::new(io, resource::forwarding_with(http, app.cluster())));
-        let mut tunnel = Tunnel::open(Http::One, &proxy, "websocket");
+        let mut tunnel = Tunnel::upgraded(Http::One, &proxy, "websocket");
         tunnel.send(b"x");
         assert_eq!(tunnel.read(0, 1), b"x");
-        tunnel.wait_end();
+        tunnel.wait_over(CLOSED_WITHIN);
     }
 
     fn a_route_timeout_does_not_end_a_tunnel(io) {
@@ -403,7 +358,7 @@ on_both_drivers! {
         let routes = table("main", vec![resource::any_host(vec![route("/", short)])]);
         let http = json!({ "route_config": routes, "upgrade_configs": [{ "upgrade_type": "websocket" }] });
         let proxy = Proxy::start(&ProxySetup::new(io, resource::forwarding_with(http, app.cluster())));
-        let mut tunnel = Tunnel::open(Http::One, &proxy, "websocket");
+        let mut tunnel = Tunnel::upgraded(Http::One, &proxy, "websocket");
         let begun = std::time::Instant::now();
         let mut at = 0;
         while begun.elapsed() < Duration::from_millis(900) {
