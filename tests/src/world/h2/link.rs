@@ -248,15 +248,17 @@ impl Link {
         fields: &[(N, V)],
         is_end: bool,
     ) -> io::Result<()> {
-        let block = hpack::block(fields);
-        let mut pieces: Vec<Frame> =
-            block.chunks(FRAME_BYTES).map(|piece| Frame::new(kind::CONTINUATION, 0, stream, piece)).collect();
-        pieces[0].kind = kind::HEADERS;
-        pieces[0].flags = if is_end { flag::END_STREAM } else { 0 };
-        if let Some(last) = pieces.last_mut() {
-            last.flags |= flag::END_HEADERS;
-        }
-        self.send_bytes(&pieces.iter().flat_map(Frame::bytes).collect::<Vec<u8>>())
+        self.send_bytes(&field_frames(stream, fields, is_end))
+    }
+
+    /// Sends a head and the trailers that end its stream, by one write: a reader finds both or neither.
+    pub fn send_head_and_trailers<N: AsRef<[u8]>, V: AsRef<[u8]>>(
+        &self,
+        stream: u32,
+        head: &[(N, V)],
+        trailers: &[(N, V)],
+    ) -> io::Result<()> {
+        self.send_bytes(&[field_frames(stream, head, false), field_frames(stream, trailers, true)].concat())
     }
 
     /// Sends a body as far as the windows allow and waits for more; `Interrupted` when the stream was reset or has no end.
@@ -371,6 +373,19 @@ impl Drop for Link {
             let _ = reader.join();
         }
     }
+}
+
+/// A block of fields as HEADERS and, where it is long, CONTINUATION.
+fn field_frames<N: AsRef<[u8]>, V: AsRef<[u8]>>(stream: u32, fields: &[(N, V)], is_end: bool) -> Vec<u8> {
+    let block = hpack::block(fields);
+    let mut pieces: Vec<Frame> =
+        block.chunks(FRAME_BYTES).map(|piece| Frame::new(kind::CONTINUATION, 0, stream, piece)).collect();
+    pieces[0].kind = kind::HEADERS;
+    pieces[0].flags = if is_end { flag::END_STREAM } else { 0 };
+    if let Some(last) = pieces.last_mut() {
+        last.flags |= flag::END_HEADERS;
+    }
+    pieces.iter().flat_map(Frame::bytes).collect()
 }
 
 impl Shared {

@@ -119,7 +119,7 @@ impl H2Answer {
         self.add(Step::Pass(gate.clone()))
     }
 
-    /// Ends with these trailers.
+    /// Ends with these trailers; directly behind a head they go out with it.
     #[must_use]
     pub fn trailers(mut self, fields: &[(&str, &str)]) -> Self {
         self.steps.pop();
@@ -406,10 +406,10 @@ fn run_steps(link: &Link, stream: u32, steps: &[Step]) -> io::Result<()> {
             Step::Close => link.close(),
             Step::End if matches!(steps[at - 1], Step::Fields(_)) => {}
             Step::End => link.send_body(stream, b"", true)?,
-            Step::Fields(fields) => {
-                let is_end = matches!(steps.get(at + 1), Some(Step::End));
-                link.send_fields(stream, fields, is_end)?;
-            }
+            Step::Fields(head) => match steps.get(at + 1) {
+                Some(Step::Trailers(trailers)) => link.send_head_and_trailers(stream, head, trailers)?,
+                next => link.send_fields(stream, head, matches!(next, Some(Step::End)))?,
+            },
             Step::GoAway { above, code } => {
                 let last = if *above { stream } else { stream.saturating_sub(2) };
                 link.send(&Frame::go_away(last, *code))?;
@@ -424,6 +424,7 @@ fn run_steps(link: &Link, stream: u32, steps: &[Step]) -> io::Result<()> {
                 }
             }
             Step::Reset(code) => link.send(&Frame::reset(stream, *code))?,
+            Step::Trailers(_) if matches!(steps[at - 1], Step::Fields(_)) => {}
             Step::Trailers(fields) => link.send_fields(stream, fields, true)?,
         }
     }
