@@ -112,7 +112,8 @@ fn build_limits(limits: &Limits) -> CircuitBreakers {
 
 fn build_http_options(upstream: &Upstream) -> Option<HttpProtocolOptions> {
     let has_lifetimes = upstream.idle_timeout.is_some() || upstream.max_requests_per_connection.is_some();
-    if !has_lifetimes && upstream.protocol == AppProtocol::Http {
+    let is_plain = matches!(upstream.protocol, AppProtocol::Http | AppProtocol::Tcp | AppProtocol::Tls);
+    if !has_lifetimes && is_plain {
         return None;
     }
     let lifetimes = CoreHttpOptions {
@@ -132,15 +133,20 @@ pub(super) fn protocol_options(protocol: AppProtocol) -> HttpProtocolOptions {
     let explicit =
         |config| UpstreamProtocolOptions::ExplicitHttpConfig(ExplicitHttpConfig { protocol_config: Some(config) });
     let options = match protocol {
-        AppProtocol::Downstream => UpstreamProtocolOptions::UseDownstreamProtocolConfig(UseDownstreamHttpConfig {
-            http_protocol_options: Some(Http1ProtocolOptions::default()),
-            http2_protocol_options: Some(Http2ProtocolOptions::default()),
-            ..UseDownstreamHttpConfig::default()
-        }),
+        AppProtocol::Detect | AppProtocol::Downstream => {
+            UpstreamProtocolOptions::UseDownstreamProtocolConfig(UseDownstreamHttpConfig {
+                http_protocol_options: Some(Http1ProtocolOptions::default()),
+                http2_protocol_options: Some(Http2ProtocolOptions::default()),
+                ..UseDownstreamHttpConfig::default()
+            })
+        }
         AppProtocol::Grpc | AppProtocol::H2c => {
             explicit(ProtocolConfig::Http2ProtocolOptions(Http2ProtocolOptions::default()))
         }
-        AppProtocol::Http => explicit(ProtocolConfig::HttpProtocolOptions(Http1ProtocolOptions::default())),
+        // Of bytes passed on unread, only the lifetimes beside it count.
+        AppProtocol::Http | AppProtocol::Tcp | AppProtocol::Tls => {
+            explicit(ProtocolConfig::HttpProtocolOptions(Http1ProtocolOptions::default()))
+        }
     };
     HttpProtocolOptions { upstream_protocol_options: Some(options), ..HttpProtocolOptions::default() }
 }

@@ -4,15 +4,16 @@
 //! ```text
 //! policy on the rule (sectionName) ▶ the rule itself ▶ policy on the route ▶ policy on the upstream
 //! ```
+//! On the upstream, a policy on its port is nearer than one on the upstream or its service.
 //! Two policies on one target never set the same thing: `model::link` refuses that.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::model::http_route::Rule;
-use crate::model::traffic_policy::{Retry, TargetRef, TokenBucket};
+use crate::model::http_route::{BackendRef, Rule};
+use crate::model::traffic_policy::{Retry, TokenBucket};
 use crate::model::upstream::{Limits, OutlierDetection};
-use crate::model::{ObjectKey, PolicySet};
+use crate::model::{ObjectKey, PolicySet, Services};
 
 /// A setting and the object it comes from.
 #[derive(Debug, Clone)]
@@ -35,47 +36,79 @@ pub(super) struct Layer {
     pub(super) limits: Option<Limits>,
 }
 
-/// Policies by what they attach to.
-#[derive(Debug, Default)]
-pub(super) struct Attached {
-    layers: BTreeMap<(ObjectKey, Option<String>), Layer>,
+impl Layer {
+    /// What is set here, and for the rest what is set farther off.
+    fn over(self, farther: &Self) -> Self {
+        Self {
+            request_timeout: self.request_timeout.or(farther.request_timeout),
+            try_timeout: self.try_timeout.or(farther.try_timeout),
+            stream_timeout: self.stream_timeout.or(farther.stream_timeout),
+            grpc_deadline_max: self.grpc_deadline_max.or(farther.grpc_deadline_max),
+            upgrades: self.upgrades.or_else(|| farther.upgrades.clone()),
+            retry: self.retry.or_else(|| farther.retry.clone()),
+            limit: self.limit.or_else(|| farther.limit.clone()),
+            outlier: self.outlier.or_else(|| farther.outlier.clone()),
+            limits: self.limits.or_else(|| farther.limits.clone()),
+        }
+    }
 }
 
-impl Attached {
-    pub(super) fn build(policy: &PolicySet) -> Self {
-        let mut attached = Self::default();
-        for (object, policy) in policy.traffic_policies() {
+/// Policies by what they attach to, and the services that their names lead to.
+#[derive(Debug, Default)]
+pub(super) struct Attached<'a> {
+    layers: BTreeMap<(ObjectKey, Option<String>), Layer>,
+    services: Services<'a>,
+}
+
+impl<'a> Attached<'a> {
+    pub(super) fn build(set: &'a PolicySet) -> Self {
+        let services = Services::of(set);
+        let mut layers: BTreeMap<(ObjectKey, Option<String>), Layer> = BTreeMap::new();
+        for (object, policy) in set.traffic_policies() {
+            let sourced = |value: &Retry| Sourced { value: value.clone(), source: object.key.clone() };
+            let per_try = policy.retry.as_ref().and_then(|retry| retry.try_timeout);
+            let own = Layer {
+                request_timeout: policy.request_timeout,
+                try_timeout: policy.try_timeout.or(per_try),
+                stream_timeout: policy.stream_timeout,
+                grpc_deadline_max: policy.grpc_deadline_max,
+                upgrades: policy.upgrades.clone(),
+                retry: policy.retry.as_ref().map(sourced),
+                limit: policy.limit.clone().map(|value| Sourced { value, source: object.key.clone() }),
+                outlier: policy.outlier.clone(),
+                limits: policy.limits.clone(),
+            };
             for target in &policy.targets {
-                let layer = attached.layer(&object.key, target);
-                let source = &object.key;
-                let sourced = |retry: &Retry| Sourced { value: retry.clone(), source: source.clone() };
-                let limit = policy.limit.clone();
-                layer.request_timeout = layer.request_timeout.or(policy.request_timeout);
-                let per_try = policy.retry.as_ref().and_then(|retry| retry.try_timeout);
-                layer.try_timeout = layer.try_timeout.or(policy.try_timeout).or(per_try);
-                layer.stream_timeout = layer.stream_timeout.or(policy.stream_timeout);
-                layer.grpc_deadline_max = layer.grpc_deadline_max.or(policy.grpc_deadline_max);
-                layer.upgrades = layer.upgrades.take().or(policy.upgrades.clone());
-                layer.retry = layer.retry.take().or(policy.retry.as_ref().map(sourced));
-                layer.outlier = layer.outlier.take().or(policy.outlier.clone());
-                layer.limits = layer.limits.take().or(policy.limits.clone());
-                let limit = limit.map(|value| Sourced { value, source: source.clone() });
-                layer.limit = layer.limit.take().or(limit);
+                for key in services.targets(&object.key.namespace, target) {
+                    let layer = layers.entry((key, target.layer())).or_default();
+                    *layer = std::mem::take(layer).over(&own);
+                }
             }
         }
-        for (object, rate_limit) in policy.rate_limits() {
+        for (object, rate_limit) in set.rate_limits() {
+            let limit = Sourced { value: rate_limit.limit.clone(), source: object.key.clone() };
+            let own = Layer { limit: Some(limit), ..Layer::default() };
             for target in &rate_limit.targets {
-                let layer = attached.layer(&object.key, target);
-                let limit = Sourced { value: rate_limit.limit.clone(), source: object.key.clone() };
-                layer.limit = layer.limit.take().or(Some(limit));
+                for key in services.targets(&object.key.namespace, target) {
+                    let layer = layers.entry((key, target.layer())).or_default();
+                    *layer = std::mem::take(layer).over(&own);
+                }
             }
         }
-        attached
+        Self { layers, services }
     }
 
-    fn layer(&mut self, from: &ObjectKey, target: &TargetRef) -> &mut Layer {
-        let key = ObjectKey::new(target.kind, &from.namespace, &target.name);
-        self.layers.entry((key, target.section.clone())).or_default()
+    /// The services.
+    pub(super) fn services(&self) -> &Services<'a> {
+        &self.services
+    }
+
+    /// The cluster that a backend leads to; one of its name, which nobody has, where it leads nowhere.
+    pub(super) fn backend_cluster(&self, backend: &BackendRef) -> String {
+        match self.services.backend(backend) {
+            Some(key) => cluster_name(&key.namespace, &key.name),
+            None => cluster_name(&backend.namespace, &backend.name),
+        }
     }
 
     fn find(&self, key: &ObjectKey, section: Option<&String>) -> Option<&Layer> {
@@ -84,7 +117,9 @@ impl Attached {
 
     /// What holds for an upstream.
     pub(super) fn for_upstream(&self, key: &ObjectKey) -> Layer {
-        self.find(key, None).cloned().unwrap_or_default()
+        let port = self.layers.get(&(key.clone(), Some("port".to_owned())));
+        let whole = self.find(key, None).cloned().unwrap_or_default();
+        port.map_or_else(|| whole.clone(), |port| port.clone().over(&whole))
     }
 
     /// What holds for a rule of `route`, called through the service of `upstream`.
@@ -92,24 +127,12 @@ impl Attached {
         let section = rule.name.as_ref().and_then(|name| self.find(route, Some(name)));
         let inline = inline_layer(route, rule);
         let whole = self.find(route, None);
-        let below = upstream.and_then(|key| self.find(key, None)).map(|layer| Layer {
-            // The upstream's own limit is enforced where the upstream is called.
-            limit: None,
-            ..layer.clone()
-        });
+        // The upstream's own limit is enforced where the upstream is called.
+        let below = upstream.map(|key| Layer { limit: None, ..self.for_upstream(key) });
         let layers = [section, Some(&inline), whole, below.as_ref()];
-        let layers: Vec<&Layer> = layers.into_iter().flatten().collect();
-        Layer {
-            request_timeout: layers.iter().find_map(|layer| layer.request_timeout),
-            try_timeout: layers.iter().find_map(|layer| layer.try_timeout),
-            stream_timeout: layers.iter().find_map(|layer| layer.stream_timeout),
-            grpc_deadline_max: layers.iter().find_map(|layer| layer.grpc_deadline_max),
-            upgrades: layers.iter().find_map(|layer| layer.upgrades.clone()),
-            retry: layers.iter().find_map(|layer| layer.retry.clone()),
-            limit: layers.iter().find_map(|layer| layer.limit.clone()),
-            outlier: None,
-            limits: None,
-        }
+        let layer = layers.into_iter().flatten().fold(Layer::default(), Layer::over);
+        // Of an upstream, not of what leads to it.
+        Layer { outlier: None, limits: None, ..layer }
     }
 }
 

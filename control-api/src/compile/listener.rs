@@ -28,46 +28,47 @@ use super::route::ROUTE_TABLE;
 use super::rule::{LOCAL_RATE_LIMIT, build_upgrade};
 use crate::model::upstream::{AppProtocol, Endpoint, Health};
 
-const INBOUND_CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+pub(super) const INBOUND_CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
 pub(super) fn compile_listeners(role: &NodeRole) -> ResourceSet {
-    let outbound = role.outbound.map(|listen| {
-        let rds = Rds { config_source: Some(ads()), route_config_name: ROUTE_TABLE.to_owned() };
-        let filters = vec![local_rate_limit_filter(), router_filter()];
-        let routes = RouteSpecifier::Rds(rds);
-        build_listener("outbound", listen, TrafficDirection::Outbound, (routes, filters))
-    });
+    let outbound = role
+        .outbound
+        .map(|listen| build_listener("outbound", listen, TrafficDirection::Outbound, pushed_routes(ROUTE_TABLE)));
     let inbound = role.inbound.as_ref().map(|inbound| {
-        let routes = RouteSpecifier::RouteConfig(inbound_routes(inbound));
-        let filters = vec![local_rate_limit_filter(), router_filter()];
-        build_listener("inbound", inbound.listen, TrafficDirection::Inbound, (routes, filters))
+        let routes = RouteSpecifier::RouteConfig(inbound_routes(&inbound_cluster_name(inbound)));
+        build_listener("inbound", inbound.listen, TrafficDirection::Inbound, routes)
     });
     outbound.into_iter().chain(inbound).map(|listener| Resource::pack(listener.name.clone(), &listener)).collect()
 }
 
-fn build_listener(
-    name: &str,
-    listen: SocketAddr,
-    direction: TrafficDirection,
-    (routes, http_filters): (RouteSpecifier, Vec<HttpFilter>),
-) -> Listener {
-    let connections = HttpConnectionManager {
-        stat_prefix: name.to_owned(),
-        http_filters,
-        route_specifier: Some(routes),
-        ..HttpConnectionManager::default()
-    };
-    let filter = Filter {
-        name: "envoy.filters.network.http_connection_manager".to_owned(),
-        config_type: Some(filter::ConfigType::TypedConfig(pack_any(connections))),
-    };
+fn build_listener(name: &str, listen: SocketAddr, direction: TrafficDirection, routes: RouteSpecifier) -> Listener {
+    let filters = vec![http_filter(name, routes)];
     Listener {
         name: name.to_owned(),
         address: Some(address(listen)),
         traffic_direction: direction.into(),
-        filter_chains: vec![FilterChain { filters: vec![filter], ..FilterChain::default() }],
+        filter_chains: vec![FilterChain { filters, ..FilterChain::default() }],
         ..Listener::default()
     }
+}
+
+/// The network filter that serves HTTP by these routes.
+pub(super) fn http_filter(stat_prefix: &str, routes: RouteSpecifier) -> Filter {
+    let connections = HttpConnectionManager {
+        stat_prefix: stat_prefix.to_owned(),
+        http_filters: vec![local_rate_limit_filter(), router_filter()],
+        route_specifier: Some(routes),
+        ..HttpConnectionManager::default()
+    };
+    Filter {
+        name: "envoy.filters.network.http_connection_manager".to_owned(),
+        config_type: Some(filter::ConfigType::TypedConfig(pack_any(connections))),
+    }
+}
+
+/// Routes from the pushed table of this name.
+pub(super) fn pushed_routes(table: &str) -> RouteSpecifier {
+    RouteSpecifier::Rds(Rds { config_source: Some(ads()), route_config_name: table.to_owned() })
 }
 
 /// Without a bucket it limits nothing; routes bring their own.
@@ -92,9 +93,10 @@ fn inbound_cluster_name(inbound: &Inbound) -> String {
     format!("inbound/{}", inbound.service)
 }
 
-fn inbound_routes(inbound: &Inbound) -> RouteConfiguration {
+/// Everything to the application, which is this cluster.
+pub(super) fn inbound_routes(cluster: &str) -> RouteConfiguration {
     let action = RouteAction {
-        cluster_specifier: Some(ClusterSpecifier::Cluster(inbound_cluster_name(inbound))),
+        cluster_specifier: Some(ClusterSpecifier::Cluster(cluster.to_owned())),
         // The caller's proxy limits the exchange; a second clock here would only guess.
         timeout: Some(span(Duration::ZERO)),
         // As with time: the caller's proxy has granted it, by policy.
@@ -105,10 +107,10 @@ fn inbound_routes(inbound: &Inbound) -> RouteConfiguration {
     RouteConfiguration {
         name: "inbound".to_owned(),
         virtual_hosts: vec![VirtualHost {
-            name: inbound_cluster_name(inbound),
+            name: cluster.to_owned(),
             domains: vec!["*".to_owned()],
             routes: vec![Route {
-                name: inbound_cluster_name(inbound),
+                name: cluster.to_owned(),
                 r#match: Some(RouteMatch { path_specifier: Some(path), ..RouteMatch::default() }),
                 action: Some(Action::Route(action)),
                 ..Route::default()

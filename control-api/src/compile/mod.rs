@@ -8,6 +8,7 @@
 //! Source: XDS.md's strictest reader (§5); Gateway API's precedence of matches.
 //! Tests: `tests.rs` (golden), rank.
 
+mod captured;
 mod carrier;
 mod cluster;
 mod effective;
@@ -24,10 +25,10 @@ mod rule;
 mod tests;
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 pub use resource::{Digest, Resource, ResourceSet, ResourceType};
-pub use role::{Inbound, NodeRole};
+pub use role::{Capture, CapturedOutbound, Inbound, NodeRole};
 
 use crate::model::PolicySet;
 
@@ -41,6 +42,17 @@ pub struct Snapshot {
     routes: Mutex<BTreeMap<String, Arc<ResourceSet>>>,
     /// All of it by role: the replicas of a service share one.
     roles: Mutex<BTreeMap<NodeRole, NodeResources>>,
+    /// What pods with captured traffic share, made when the first of them asks.
+    captured: OnceLock<Captured>,
+}
+
+/// What pods with captured traffic share.
+#[derive(Debug)]
+struct Captured {
+    clusters: ResourceSet,
+    routes: Arc<ResourceSet>,
+    ports: captured::InboundPorts,
+    listeners: Mutex<BTreeMap<CapturedOutbound, Resource>>,
 }
 
 /// What one node is to have, per type.
@@ -70,8 +82,8 @@ impl Snapshot {
     pub fn compile(policy: Arc<PolicySet>) -> Self {
         let clusters = cluster::compile_clusters(&policy);
         let endpoints = Arc::new(endpoints::compile_endpoints(&policy));
-        let (routes, roles) = (Mutex::default(), Mutex::default());
-        Self { policy, clusters, endpoints, routes, roles }
+        let (routes, roles, captured) = (Mutex::default(), Mutex::default(), OnceLock::new());
+        Self { policy, clusters, endpoints, routes, roles, captured }
     }
 
     /// The policy revision this was compiled from.
@@ -88,6 +100,9 @@ impl Snapshot {
     }
 
     fn compile_role(&self, role: &NodeRole) -> NodeResources {
+        if let Some(capture) = &role.capture {
+            return self.compile_captured(capture);
+        }
         let mut clusters = self.clusters.clone();
         if let Some(inbound) = &role.inbound {
             clusters.insert(listener::inbound_cluster(inbound));
@@ -100,6 +115,32 @@ impl Snapshot {
                 Arc::new(listener::compile_listeners(role)),
                 self.routes_of(&role.namespace),
             ],
+        }
+    }
+
+    fn compile_captured(&self, capture: &Capture) -> NodeResources {
+        let shared = self.captured.get_or_init(|| {
+            let mut clusters = self.clusters.clone();
+            captured::outbound_clusters().into_iter().for_each(|cluster| clusters.insert(cluster));
+            Captured {
+                clusters,
+                routes: Arc::new(route::compile_service_routes(&self.policy)),
+                ports: captured::InboundPorts::of(&self.policy),
+                listeners: Mutex::default(),
+            }
+        });
+        let outbound = {
+            let mut listeners = shared.listeners.lock().unwrap_or_else(PoisonError::into_inner);
+            let make = || captured::outbound_listener(&self.policy, capture.outbound);
+            listeners.entry(capture.outbound).or_insert_with(make).clone()
+        };
+        let (inbound, own) = captured::inbound(capture, &shared.ports.at(&capture.addresses));
+        let mut clusters = shared.clusters.clone();
+        own.into_iter().for_each(|cluster| clusters.insert(cluster));
+        let listeners = [outbound, inbound].into_iter().collect();
+        NodeResources {
+            revision: self.revision(),
+            sets: [Arc::new(clusters), self.endpoints.clone(), Arc::new(listeners), shared.routes.clone()],
         }
     }
 

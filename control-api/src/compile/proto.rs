@@ -27,6 +27,10 @@ pub(super) fn number(value: u32) -> protobuf::UInt32Value {
     protobuf::UInt32Value { value }
 }
 
+pub(super) fn flag(value: bool) -> protobuf::BoolValue {
+    protobuf::BoolValue { value }
+}
+
 pub(super) fn address(address: SocketAddr) -> core::Address {
     core::Address {
         address: Some(core::address::Address::SocketAddress(SocketAddress {

@@ -17,18 +17,18 @@ use super::resource::{Digest, Resource, ResourceSet};
 use super::rule::{RuleAt, build_default_route, build_route};
 use crate::model::http_route::HttpRoute;
 use crate::model::link::service_names;
-use crate::model::upstream::AppProtocol;
+use crate::model::service::{ServicePort, find_port};
 use crate::model::{Object, ObjectKey, PolicySet};
 
 /// Name of the outbound route table.
 pub(super) const ROUTE_TABLE: &str = "outbound";
 
 pub(super) fn compile_routes(policy: &PolicySet, namespace: &str) -> ResourceSet {
-    let table = build_table(policy, namespace);
-    let digest = digest_table(&table);
-    let mut resource = Resource::pack(ROUTE_TABLE.to_owned(), &table);
-    resource.digest = digest;
-    std::iter::once(resource).collect()
+    std::iter::once(pack_table(&build_table(policy, namespace))).collect()
+}
+
+fn pack_table(table: &RouteConfiguration) -> Resource {
+    Resource { digest: digest_table(table), ..Resource::pack(table.name.clone(), table) }
 }
 
 /// Maps encode in any order, so they are taken out and digested in theirs.
@@ -48,13 +48,32 @@ fn digest_table(table: &RouteConfiguration) -> u64 {
 /// What callers name, and who answers.
 #[derive(Debug, Default)]
 struct Service<'a> {
-    upstream: Option<(&'a ObjectKey, AppProtocol)>,
+    /// Its ports that may speak HTTP.
+    ports: Vec<ServicePort<'a>>,
     routes: Vec<(&'a Object, &'a HttpRoute, Option<u16>)>,
+}
+
+impl<'a> Service<'a> {
+    /// The upstream of those who call it without a port, or at one that it does not name.
+    fn upstream(&self) -> Option<ServicePort<'a>> {
+        find_port(&self.ports, None).or_else(|| find_port(&self.ports, Some(80))).or(self.ports.first().copied())
+    }
+
+    /// The routes for callers of a port, or of none: those bound to it, or the one to the upstream behind it.
+    fn routes_at(&self, port: Option<u16>, upstream: Option<ServicePort<'a>>, attached: &Attached<'_>) -> Vec<Route> {
+        let fits = |wanted: &Option<u16>| wanted.is_none() || *wanted == port;
+        let bound = self.routes.iter().filter(|(.., wanted)| fits(wanted));
+        let bound: Vec<(&Object, &HttpRoute)> = bound.map(|(object, route, _)| (*object, *route)).collect();
+        match (bound.is_empty(), upstream) {
+            (true, Some(one)) => vec![build_default_route(one.key, one.upstream.protocol, attached)],
+            _ => build_routes(&bound, upstream.map(|one| one.key), attached),
+        }
+    }
 }
 
 fn build_table(policy: &PolicySet, namespace: &str) -> RouteConfiguration {
     let attached = Attached::build(policy);
-    let services = collect_services(policy);
+    let services = collect_services(policy, &attached);
     let mut hosts = Vec::new();
     for ((service_namespace, name), service) in &services {
         let names = service_names(service_namespace, name);
@@ -68,11 +87,41 @@ fn build_table(policy: &PolicySet, namespace: &str) -> RouteConfiguration {
     RouteConfiguration { name: ROUTE_TABLE.to_owned(), virtual_hosts: hosts, ..RouteConfiguration::default() }
 }
 
-fn collect_services(policy: &PolicySet) -> BTreeMap<(&str, &str), Service<'_>> {
+/// The tables of captured traffic: one for each port of a service. Who calls it is known by where a connection goes, so
+/// the authority of a request decides nothing.
+pub(super) fn compile_service_routes(policy: &PolicySet) -> ResourceSet {
+    let attached = Attached::build(policy);
+    let services = collect_services(policy, &attached);
+    let tables = services.iter().flat_map(|((namespace, name), service)| {
+        let attached = &attached;
+        service.ports.iter().filter_map(move |port| {
+            let number = port.upstream.port?;
+            let routes = service.routes_at(Some(number), Some(*port), attached);
+            let host = VirtualHost {
+                name: format!("{name}.{namespace}:{number}"),
+                domains: vec!["*".to_owned()],
+                routes,
+                ..VirtualHost::default()
+            };
+            let name = service_table(namespace, name, number);
+            Some(RouteConfiguration { name, virtual_hosts: vec![host], ..RouteConfiguration::default() })
+        })
+    });
+    tables.map(|table| pack_table(&table)).collect()
+}
+
+/// Name of the route table of a service's port.
+pub(super) fn service_table(namespace: &str, service: &str, port: u16) -> String {
+    format!("service/{namespace}/{service}/{port}")
+}
+
+fn collect_services<'a>(policy: &'a PolicySet, attached: &Attached<'a>) -> BTreeMap<(&'a str, &'a str), Service<'a>> {
     let mut services: BTreeMap<(&str, &str), Service<'_>> = BTreeMap::new();
-    for (object, upstream) in policy.upstreams() {
-        let name = upstream.service_name.as_deref().unwrap_or(&object.key.name);
-        services.entry((&object.key.namespace, name)).or_default().upstream = Some((&object.key, upstream.protocol));
+    for (name, ports) in attached.services().iter() {
+        let ports: Vec<_> = ports.iter().filter(|port| port.upstream.protocol.has_routes()).copied().collect();
+        if !ports.is_empty() {
+            services.entry(name).or_default().ports = ports;
+        }
     }
     for (object, route) in policy.routes() {
         for parent in &route.parents {
@@ -83,37 +132,31 @@ fn collect_services(policy: &PolicySet) -> BTreeMap<(&str, &str), Service<'_>> {
     services
 }
 
-fn build_hosts(title: &str, names: &[&str], service: &Service<'_>, attached: &Attached) -> Vec<VirtualHost> {
-    let bound = |wanted: Option<u16>| -> Vec<(&Object, &HttpRoute)> {
-        let fits = |port: &Option<u16>| port.is_none() || *port == wanted;
-        let found = service.routes.iter().filter(|(.., port)| fits(port));
-        found.map(|(object, route, _)| (*object, *route)).collect()
-    };
-    let upstream = service.upstream.map(|(key, _)| key);
+fn build_hosts(title: &str, names: &[&str], service: &Service<'_>, attached: &Attached<'_>) -> Vec<VirtualHost> {
     let mut hosts = Vec::new();
-    let routes = bound(None);
-    let routes = match (routes.is_empty(), service.upstream) {
-        (true, Some((upstream, protocol))) => vec![build_default_route(upstream, protocol, attached)],
-        _ => build_routes(&routes, upstream, attached),
-    };
+    let routes = service.routes_at(None, service.upstream(), attached);
     if !routes.is_empty() {
         let with_port = names.iter().map(|name| format!("{name}:*"));
         let domains = names.iter().map(ToString::to_string).chain(with_port).collect();
         hosts.push(VirtualHost { name: title.to_owned(), domains, routes, ..Default::default() });
     }
-    let ports: BTreeSet<u16> = service.routes.iter().filter_map(|(.., port)| *port).collect();
+    let mut ports: BTreeSet<u16> = service.routes.iter().filter_map(|(.., port)| *port).collect();
+    if service.ports.len() > 1 {
+        ports.extend(service.ports.iter().filter_map(|port| port.upstream.port));
+    }
     for port in ports {
+        let upstream = find_port(&service.ports, Some(port)).or(service.upstream());
         hosts.push(VirtualHost {
             name: format!("{title}:{port}"),
             domains: names.iter().map(|name| format!("{name}:{port}")).collect(),
-            routes: build_routes(&bound(Some(port)), upstream, attached),
+            routes: service.routes_at(Some(port), upstream, attached),
             ..VirtualHost::default()
         });
     }
     hosts
 }
 
-fn build_hostname_hosts(policy: &PolicySet, attached: &Attached, taken: &BTreeSet<String>) -> Vec<VirtualHost> {
+fn build_hostname_hosts(policy: &PolicySet, attached: &Attached<'_>, taken: &BTreeSet<String>) -> Vec<VirtualHost> {
     let mut by_hostname: BTreeMap<&str, Vec<(&Object, &HttpRoute)>> = BTreeMap::new();
     for (object, route) in policy.routes() {
         let names: BTreeSet<&str> = route.hostnames.iter().map(String::as_str).collect();
@@ -134,7 +177,7 @@ fn build_hostname_hosts(policy: &PolicySet, attached: &Attached, taken: &BTreeSe
         .collect()
 }
 
-fn build_routes(routes: &[(&Object, &HttpRoute)], upstream: Option<&ObjectKey>, attached: &Attached) -> Vec<Route> {
+fn build_routes(routes: &[(&Object, &HttpRoute)], upstream: Option<&ObjectKey>, attached: &Attached<'_>) -> Vec<Route> {
     let mut ranked: Vec<(Rank, RuleAt<'_>)> = Vec::new();
     for (object, route) in routes {
         for (rule_index, rule) in route.rules.iter().enumerate() {

@@ -25,7 +25,7 @@ use envoy_types::pb::envoy::r#type::matcher::v3::RegexMatchAndSubstitute;
 use envoy_types::util::pack_any;
 
 use super::carrier;
-use super::effective::{Attached, Layer, cluster_name};
+use super::effective::{Attached, Layer};
 use super::proto::{always, bucket, number, regex, span, string_matcher};
 use crate::model::http_route::{BackendRef, Filter, HeaderEdits, Match, PathEdit, PathMatch, Redirect, Rewrite, Rule};
 use crate::model::upstream::AppProtocol;
@@ -46,12 +46,18 @@ pub(super) struct RuleAt<'a> {
 }
 
 /// The route of a service that none is bound to.
-pub(super) fn build_default_route(upstream: &ObjectKey, protocol: AppProtocol, attached: &Attached) -> Route {
+pub(super) fn build_default_route(upstream: &ObjectKey, protocol: AppProtocol, attached: &Attached<'_>) -> Route {
     let rule = Rule {
         name: None,
         matches: Vec::new(),
         filters: Vec::new(),
-        backends: vec![BackendRef { namespace: upstream.namespace.clone(), name: upstream.name.clone(), weight: 1 }],
+        backends: vec![BackendRef {
+            is_service: false,
+            namespace: upstream.namespace.clone(),
+            name: upstream.name.clone(),
+            port: None,
+            weight: 1,
+        }],
         request_timeout: None,
         try_timeout: None,
         retry: None,
@@ -65,7 +71,7 @@ pub(super) fn build_default_route(upstream: &ObjectKey, protocol: AppProtocol, a
             path_specifier: Some(PathSpecifier::Prefix("/".to_owned())),
             ..RouteMatch::default()
         }),
-        action: Some(Action::Route(build_action(&rule.backends, &layer, protocol == AppProtocol::Grpc))),
+        action: Some(Action::Route(build_action(&rule.backends, &layer, protocol == AppProtocol::Grpc, attached))),
         ..Route::default()
     };
     add_policies(&mut route, upstream, &layer);
@@ -73,7 +79,7 @@ pub(super) fn build_default_route(upstream: &ObjectKey, protocol: AppProtocol, a
 }
 
 /// The route of one match; `None` when the rule leads nowhere.
-pub(super) fn build_route(at: &RuleAt<'_>, upstream: Option<&ObjectKey>, attached: &Attached) -> Option<Route> {
+pub(super) fn build_route(at: &RuleAt<'_>, upstream: Option<&ObjectKey>, attached: &Attached<'_>) -> Option<Route> {
     let RuleAt { route: key, rule, rule_index, index } = *at;
     let one = rule.matches.get(index)?;
     let layer = attached.for_rule(key, rule, upstream);
@@ -87,7 +93,7 @@ pub(super) fn build_route(at: &RuleAt<'_>, upstream: Option<&ObjectKey>, attache
         name.push_str(&format!("/{index}"));
     }
     let mut route = Route { name, r#match: Some(build_match(one)), ..Route::default() };
-    let mut action = build_action(&rule.backends, &layer, one.is_grpc);
+    let mut action = build_action(&rule.backends, &layer, one.is_grpc, attached);
     let mut redirect = None;
     for filter in &rule.filters {
         match filter {
@@ -157,8 +163,8 @@ fn build_match(one: &Match) -> RouteMatch {
     }
 }
 
-fn build_action(backends: &[BackendRef], layer: &Layer, is_grpc: bool) -> RouteAction {
-    let name_of = |backend: &BackendRef| cluster_name(&backend.namespace, &backend.name);
+fn build_action(backends: &[BackendRef], layer: &Layer, is_grpc: bool, attached: &Attached<'_>) -> RouteAction {
+    let name_of = |backend: &BackendRef| attached.backend_cluster(backend);
     let used: Vec<&BackendRef> = backends.iter().filter(|backend| backend.weight > 0).collect();
     let specifier = match used.as_slice() {
         [only] => ClusterSpecifier::Cluster(name_of(only)),

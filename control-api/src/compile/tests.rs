@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use envoy_types::pb::envoy::config::core::v3::Node;
 use outrigger_xds_proto::json::any_to_json;
 use serde_json::{Value, json};
 
@@ -13,6 +14,16 @@ const GOLDEN: &str = "src/compile/golden";
 
 /// The objects of a YAML text, created one revision after the other.
 fn policy(text: &str) -> PolicySet {
+    let (set, problems) = linked(text);
+    assert!(problems.is_empty(), "{problems:#?}");
+    set
+}
+
+fn contradictions(text: &str) -> Vec<String> {
+    linked(text).1.iter().map(ToString::to_string).collect()
+}
+
+fn linked(text: &str) -> (PolicySet, Vec<crate::model::Problem>) {
     let manifests = parse_manifests(text, Syntax::Yaml).unwrap_or_else(|problems| panic!("{problems:#?}"));
     let mut set = PolicySet::default();
     for one in manifests {
@@ -23,8 +34,7 @@ fn policy(text: &str) -> PolicySet {
     }
     let touched = set.objects.keys().map(|key| (key.clone(), None)).collect();
     let problems = crate::model::link::find_contradictions(&set, &touched);
-    assert!(problems.is_empty(), "{problems:#?}");
-    set
+    (set, problems)
 }
 
 fn role(namespace: &str) -> NodeRole {
@@ -36,6 +46,7 @@ fn role(namespace: &str) -> NodeRole {
             app: ([127, 0, 0, 1], 8_080).into(),
             service: "orders".to_owned(),
         }),
+        capture: None,
     }
 }
 
@@ -72,6 +83,87 @@ fn the_shop_compiles_to_the_golden_file() {
         "routes": shown(&resources, ResourceType::Routes),
     });
     assert_golden("shop.xds.yaml", &all);
+}
+
+fn node(metadata: &str) -> Node {
+    outrigger_xds_proto::json::from_yaml(&format!("id: n\nmetadata: {{outrigger: {metadata}}}")).expect("a node")
+}
+
+fn captured(addresses: &str, rest: &str) -> NodeRole {
+    NodeRole::parse(&node(&format!("{{namespace: shop, capture: {{addresses: '{addresses}'{rest}}}}}")))
+        .expect("a role")
+}
+
+#[test]
+fn a_captured_pod_compiles_to_the_golden_file() {
+    let text = include_str!("golden/captured.policy.yaml");
+    let resources = compile(text, &captured("10.0.0.7,fd00::7", ""));
+    let all = json!({
+        "clusters": shown(&resources, ResourceType::Cluster),
+        "listeners": shown(&resources, ResourceType::Listener),
+        "routes": shown(&resources, ResourceType::Routes),
+    });
+    assert_golden("captured.xds.yaml", &all);
+}
+
+#[test]
+fn captured_pods_differ_by_what_they_are() {
+    let text = include_str!("golden/captured.policy.yaml");
+    let snapshot = Snapshot::compile(Arc::new(policy(text)));
+    let listeners = |role: &NodeRole| shown(&snapshot.for_node(role), ResourceType::Listener);
+    let [orders, stranger] = ["10.0.0.7", "10.0.0.99"].map(|address| listeners(&captured(address, "")));
+    assert_eq!(orders[1], stranger[1], "outbound is the same for both");
+    let inbound = |listeners: &Value| listeners[0]["filter_chains"].as_array().map_or(0, Vec::len);
+    // Port 8080 of HTTP; 9000, which may be either.
+    assert_eq!((inbound(&orders), inbound(&stranger)), (3, 0));
+    let closed = listeners(&captured("10.0.0.7", ", outboundPolicy: registry-only, mode: tproxy"));
+    assert_eq!(closed[1]["default_filter_chain"]["name"], "blackhole");
+    assert_eq!((&closed[0]["transparent"], &orders[0]["transparent"]), (&json!(true), &Value::Null));
+    assert_eq!(closed[0]["address"]["socket_address"]["address"], "0.0.0.0");
+}
+
+#[test]
+fn what_a_service_reference_leaves_open_is_refused() {
+    let port = |port: u16| {
+        format!(
+            "---\napiVersion: outrigger.dev/v1\nkind: Upstream\nmetadata: {{name: a-{port}}}\n\
+             spec: {{serviceName: a, port: {port}, endpoints: []}}\n"
+        )
+    };
+    let both = port(80) + &port(81);
+    let policy = |target: &str| {
+        format!(
+            "---\napiVersion: outrigger.dev/v1\nkind: TrafficPolicy\nmetadata: {{name: p}}\n\
+             spec: {{targetRefs: [{target}], timeouts: {{request: 1s}}}}\n"
+        )
+    };
+    let cases = [
+        (
+            both.clone() + &route("r", "rules: [{backendRefs: [{name: a}]}]"),
+            "rules[0].backendRefs[0].port: Service default/a has several ports; say one of 80, 81",
+        ),
+        (
+            both.clone() + &route("r", "rules: [{backendRefs: [{name: a, port: 82}]}]"),
+            "backendRefs[0].port: 82: Service default/a has no such port; say one of 80, 81",
+        ),
+        (
+            both.clone() + &policy("{kind: Service, name: a, sectionName: admin}"),
+            "targetRefs[0].sectionName: admin: Service default/a has no port of this name; say one of 80, 81",
+        ),
+        (policy("{kind: Service, name: b}"), "targetRefs[0].name: b: no Upstream is the Service default/b"),
+        (
+            both.clone() + &port(80).replace("a-80", "other"),
+            "is already the service of Upstream default/a-80 at port 80",
+        ),
+    ];
+    for (text, wanted) in cases {
+        let found = contradictions(&text);
+        assert!(found.iter().any(|problem| problem.contains(wanted)), "{wanted}\n{found:#?}");
+    }
+    assert_eq!(
+        contradictions(&(both + &policy("{kind: Service, name: a}, {kind: Service, name: a, sectionName: '81'}"))),
+        Vec::<String>::new()
+    );
 }
 
 fn upstream(namespace: &str, name: &str) -> String {
@@ -258,15 +350,16 @@ fn a_bucket_smaller_than_a_fill_keeps_the_rate() {
 
 #[test]
 fn a_role_that_does_not_parse_names_the_field() {
-    use envoy_types::pb::envoy::config::core::v3::Node;
-    let node = |metadata: &str| -> Node {
-        outrigger_xds_proto::json::from_yaml(&format!("id: n\nmetadata: {{outrigger: {metadata}}}")).expect("a node")
-    };
     for (metadata, words) in [
         ("{outbound: here}", "metadata.outrigger.outbound"),
         ("{inbound: {listen: '127.0.0.1:1'}}", "metadata.outrigger.inbound.app"),
         ("{namespace: A}", "metadata.outrigger.namespace"),
         ("{outbond: '127.0.0.1:1'}", "did you mean outbound?"),
+        ("{capture: {}}", "metadata.outrigger.capture.addresses"),
+        ("{capture: {addresses: 'pod'}}", "take them from status.podIPs"),
+        ("{capture: {addresses: '10.0.0.7', mode: nat}}", "must be one of redirect, tproxy"),
+        ("{capture: {addresses: '10.0.0.7', inboundPort: 15001}}", "must not be outboundPort too"),
+        ("{capture: {addresses: '10.0.0.7'}, outbound: '127.0.0.1:1'}", "excludes capture"),
         ("5", "metadata.outrigger"),
     ] {
         let problems = NodeRole::parse(&node(metadata)).expect_err(metadata);

@@ -151,10 +151,14 @@ pub struct Redirect {
 /// Where requests go.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BackendRef {
-    /// Namespace of the upstream.
+    /// Names a Service, of which [`Services`](super::Services) knows the upstreams; else an Upstream itself.
+    pub is_service: bool,
+    /// Its namespace.
     pub namespace: String,
-    /// Name of the upstream.
+    /// Its name.
     pub name: String,
+    /// Port of the service.
+    pub port: Option<u16>,
     /// Its share.
     pub weight: u32,
 }
@@ -564,19 +568,18 @@ fn parse_backend(at: &Cursor<'_>, namespace: &str) -> Option<BackendRef> {
         let known = |text: &str| ["", "core", "outrigger.dev"].contains(&text);
         let _ = group.text(known, "must be \"\" (for a Service) or outrigger.dev (for an Upstream)");
     }
-    if let Some(kind) = fields.optional("kind") {
-        let _ = kind.choice(&[("Service", ()), ("Upstream", ())]);
-    }
-    if let Some(port) = fields.optional("port") {
-        let _ = port.port();
-    }
+    let is_service = match fields.optional("kind") {
+        Some(kind) => kind.choice(&[("Service", true), ("Upstream", false)]),
+        None => Some(true),
+    };
+    let port = fields.optional("port").and_then(|at| at.port());
     let weight = match fields.optional("weight") {
         Some(at) => at.integer32(0..=WEIGHT_MAX),
         None => Some(1),
     };
     let backend_namespace = parse_namespace(&fields, namespace);
     let name = fields.required("name")?.text(is_dns_label, LABEL_RULE);
-    Some(BackendRef { namespace: backend_namespace?, name: name?, weight: weight? })
+    Some(BackendRef { is_service: is_service?, namespace: backend_namespace?, name: name?, port, weight: weight? })
 }
 
 fn parse_retry(at: &Cursor<'_>) -> Option<RouteRetry> {

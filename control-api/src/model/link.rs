@@ -6,9 +6,10 @@
 
 use std::collections::BTreeMap;
 
-use super::http_route::{HttpRoute, Rule};
+use super::http_route::{BackendRef, HttpRoute, Rule};
 use super::object::{Kind, Object, ObjectKey, PolicySet, Spec};
 use super::problem::{Problem, nearest};
+use super::service::{Services, service_of};
 use super::traffic_policy::TargetRef;
 
 /// The objects an apply writes, with the document each came from.
@@ -19,14 +20,15 @@ pub type Touched = BTreeMap<ObjectKey, Option<usize>>;
 pub fn find_contradictions(set: &PolicySet, touched: &Touched) -> Vec<Problem> {
     let mut problems = Vec::new();
     let owners = service_owners(set);
+    let services = Services::of(set);
     for (key, document) in touched {
         let Some(object) = set.objects.get(key) else { continue };
         let mut found = match &object.spec {
             Spec::GrpcRoute(route) | Spec::HttpRoute(route) => {
-                [backend_problems(set, route), hostname_problems(&owners, route)].concat()
+                [backend_problems(set, &services, route), hostname_problems(&owners, route)].concat()
             }
-            Spec::TrafficPolicy(policy) => target_problems(set, object, &policy.targets),
-            Spec::RateLimit(limit) => target_problems(set, object, &limit.targets),
+            Spec::TrafficPolicy(policy) => target_problems(set, &services, object, &policy.targets),
+            Spec::RateLimit(limit) => target_problems(set, &services, object, &limit.targets),
             Spec::Upstream(_) => Vec::new(),
         };
         for problem in &mut found {
@@ -35,61 +37,77 @@ pub fn find_contradictions(set: &PolicySet, touched: &Touched) -> Vec<Problem> {
         }
         problems.extend(found);
     }
-    problems.extend(setting_conflicts(set, touched));
-    problems.extend(service_conflicts(set, touched));
+    problems.extend(setting_conflicts(set, &services, touched));
+    problems.extend(service_conflicts(&services, touched));
     problems.sort_by_key(|problem| problem.document);
     problems
 }
 
-/// The objects that refer to `key`, which a delete must name.
+/// The objects of `set` that refer to `key`, which a delete must name; `before`, it was there.
 #[must_use]
-pub fn referrers(set: &PolicySet, key: &ObjectKey) -> Vec<ObjectKey> {
+pub fn referrers(before: &PolicySet, set: &PolicySet, key: &ObjectKey) -> Vec<ObjectKey> {
+    let services = Services::of(before);
+    let refers = |from: &ObjectKey, targets: &[TargetRef]| {
+        targets.iter().any(|target| services.targets(&from.namespace, target).contains(key))
+    };
     set.objects
         .values()
         .filter(|object| match &object.spec {
             Spec::GrpcRoute(route) | Spec::HttpRoute(route) => {
-                key.kind == Kind::Upstream
-                    && route
-                        .rules
-                        .iter()
-                        .flat_map(|rule| &rule.backends)
-                        .any(|backend| backend.namespace == key.namespace && backend.name == key.name)
+                let mut backends = route.rules.iter().flat_map(|rule| &rule.backends);
+                key.kind == Kind::Upstream && backends.any(|backend| services.backend(backend) == Some(key))
             }
-            Spec::TrafficPolicy(policy) => refers(&object.key, &policy.targets, key),
-            Spec::RateLimit(limit) => refers(&object.key, &limit.targets, key),
+            Spec::TrafficPolicy(policy) => refers(&object.key, &policy.targets),
+            Spec::RateLimit(limit) => refers(&object.key, &limit.targets),
             Spec::Upstream(_) => false,
         })
         .map(|object| object.key.clone())
         .collect()
 }
 
-fn refers(from: &ObjectKey, targets: &[TargetRef], key: &ObjectKey) -> bool {
-    from.namespace == key.namespace && targets.iter().any(|target| target.kind == key.kind && target.name == key.name)
-}
-
 /// Every name of every service, with the upstream that owns it.
 fn service_owners(set: &PolicySet) -> BTreeMap<String, (ObjectKey, String)> {
     set.upstreams()
         .flat_map(|(object, upstream)| {
-            let service = upstream.service_name.as_deref().unwrap_or(&object.key.name);
+            let service = service_of(&object.key, upstream);
             let owner = (object.key.clone(), service.to_owned());
             service_names(&object.key.namespace, service).map(|name| (name, owner.clone()))
         })
         .collect()
 }
 
-fn backend_problems(set: &PolicySet, route: &HttpRoute) -> Vec<Problem> {
+fn backend_problems(set: &PolicySet, services: &Services<'_>, route: &HttpRoute) -> Vec<Problem> {
     let mut problems = Vec::new();
     for (rule_index, rule) in route.rules.iter().enumerate() {
         for (index, backend) in rule.backends.iter().enumerate() {
-            let key = ObjectKey::new(Kind::Upstream, &backend.namespace, &backend.name);
-            if !set.objects.contains_key(&key) {
-                let path = format!("spec.rules[{rule_index}].backendRefs[{index}].name");
-                problems.push(missing(set, &key, path));
+            if services.backend(backend).is_none() {
+                let path = format!("spec.rules[{rule_index}].backendRefs[{index}]");
+                problems.push(backend_problem(set, services, backend, &path));
             }
         }
     }
     problems
+}
+
+fn backend_problem(set: &PolicySet, services: &Services<'_>, backend: &BackendRef, path: &str) -> Problem {
+    let ports = services.ports(&backend.namespace, &backend.name);
+    if !backend.is_service || ports.is_empty() {
+        let key = ObjectKey::new(Kind::Upstream, &backend.namespace, &backend.name);
+        return missing(set, &key, format!("{path}.name"));
+    }
+    let numbers: Vec<String> =
+        ports.iter().filter_map(|port| port.upstream.port).map(|port| port.to_string()).collect();
+    let numbers = numbers.join(", ");
+    Problem {
+        path: format!("{path}.port"),
+        value: backend.port.map(|port| port.to_string()),
+        message: match backend.port {
+            Some(_) => format!("Service {}/{} has no such port", backend.namespace, backend.name),
+            None => format!("Service {}/{} has several ports", backend.namespace, backend.name),
+        },
+        remedy: Some(format!("say one of {numbers}")),
+        ..Problem::default()
+    }
 }
 
 fn hostname_problems(owners: &BTreeMap<String, (ObjectKey, String)>, route: &HttpRoute) -> Vec<Problem> {
@@ -142,9 +160,17 @@ fn missing(set: &PolicySet, key: &ObjectKey, path: String) -> Problem {
     }
 }
 
-fn target_problems(set: &PolicySet, object: &Object, targets: &[TargetRef]) -> Vec<Problem> {
+fn target_problems(set: &PolicySet, services: &Services<'_>, object: &Object, targets: &[TargetRef]) -> Vec<Problem> {
     let mut problems = Vec::new();
     for (index, target) in targets.iter().enumerate() {
+        if target.is_service {
+            let problem = service_target_problem(services, &object.key.namespace, target);
+            problems.extend(
+                problem
+                    .map(|(field, problem)| Problem { path: format!("spec.targetRefs[{index}].{field}"), ..problem }),
+            );
+            continue;
+        }
         let key = ObjectKey::new(target.kind, &object.key.namespace, &target.name);
         let Some(found) = set.objects.get(&key) else {
             problems.push(missing(set, &key, format!("spec.targetRefs[{index}].name")));
@@ -169,6 +195,31 @@ fn target_problems(set: &PolicySet, object: &Object, targets: &[TargetRef]) -> V
     problems
 }
 
+/// What is wrong with a target that is a service, and in which of its fields.
+fn service_target_problem(
+    services: &Services<'_>,
+    namespace: &str,
+    target: &TargetRef,
+) -> Option<(&'static str, Problem)> {
+    if !services.targets(namespace, target).is_empty() {
+        return None;
+    }
+    let ports = services.ports(namespace, &target.name);
+    let Some(section) = target.section.as_ref().filter(|_| !ports.is_empty()) else {
+        let message = format!("no Upstream is the Service {namespace}/{}", target.name);
+        let remedy = Some("apply the Upstream first or in the same request".to_owned());
+        return Some(("name", Problem { value: Some(target.name.clone()), message, remedy, ..Problem::default() }));
+    };
+    let names = ports.iter().filter_map(|port| {
+        let number = port.upstream.port.map(|port| port.to_string());
+        port.upstream.port_name.clone().or(number)
+    });
+    let names: Vec<String> = names.collect();
+    let message = format!("Service {namespace}/{} has no port of this name", target.name);
+    let remedy = Some(format!("say one of {}", names.join(", ")));
+    Some(("sectionName", Problem { value: Some(section.clone()), message, remedy, ..Problem::default() }))
+}
+
 fn find_rule<'a>(route: &'a HttpRoute, name: &str) -> Option<&'a Rule> {
     route.rules.iter().find(|rule| rule.name.as_deref() == Some(name))
 }
@@ -177,7 +228,7 @@ fn find_rule<'a>(route: &'a HttpRoute, name: &str) -> Option<&'a Rule> {
 type Slot = (ObjectKey, Option<String>, &'static str);
 
 /// Two writers of one setting of one target: which of them counts would be chance.
-fn setting_conflicts(set: &PolicySet, touched: &Touched) -> Vec<Problem> {
+fn setting_conflicts(set: &PolicySet, services: &Services<'_>, touched: &Touched) -> Vec<Problem> {
     let mut writers: BTreeMap<Slot, Vec<(ObjectKey, &'static str)>> = BTreeMap::new();
     for (object, route) in set.routes() {
         for rule in &route.rules {
@@ -196,10 +247,13 @@ fn setting_conflicts(set: &PolicySet, touched: &Touched) -> Vec<Problem> {
             Spec::GrpcRoute(_) | Spec::HttpRoute(_) | Spec::Upstream(_) => continue,
         };
         for target in targets {
-            let key = ObjectKey::new(target.kind, &object.key.namespace, &target.name);
-            for (setting, path) in &settings {
-                let slot = (key.clone(), target.section.clone(), *setting);
-                writers.entry(slot).or_default().push((object.key.clone(), path));
+            // A policy on a port is nearer than one on its service, so the two do not contradict each other.
+            let section = target.layer();
+            for key in services.targets(&object.key.namespace, target) {
+                for (setting, path) in &settings {
+                    let slot = (key.clone(), section.clone(), *setting);
+                    writers.entry(slot).or_default().push((object.key.clone(), path));
+                }
             }
         }
     }
@@ -249,24 +303,24 @@ fn policy_settings(policy: &super::traffic_policy::TrafficPolicy) -> Vec<(&'stat
     all.iter().filter(|(is_set, ..)| *is_set).map(|(_, setting, path)| (*setting, *path)).collect()
 }
 
-fn service_conflicts(set: &PolicySet, touched: &Touched) -> Vec<Problem> {
-    let mut owners: BTreeMap<(&str, &str), Vec<&ObjectKey>> = BTreeMap::new();
-    for (object, upstream) in set.upstreams() {
-        let service = upstream.service_name.as_deref().unwrap_or(&object.key.name);
-        owners.entry((&object.key.namespace, service)).or_default().push(&object.key);
-    }
+fn service_conflicts(services: &Services<'_>, touched: &Touched) -> Vec<Problem> {
     let mut problems = Vec::new();
-    for ((_, service), keys) in owners.iter().filter(|(_, keys)| keys.len() > 1) {
-        let Some(key) = keys.iter().rev().find(|key| touched.contains_key(**key)) else { continue };
-        let other = keys.iter().find(|other| other != &key).map(ToString::to_string);
-        problems.push(Problem {
-            document: touched.get(*key).copied().flatten(),
-            object: Some(key.to_string()),
-            path: "spec.serviceName".to_owned(),
-            value: Some((*service).to_owned()),
-            message: format!("is already the service of {}", other.unwrap_or_default()),
-            remedy: Some("choose another serviceName, or split by weights in a route".to_owned()),
-        });
+    for ((_, service), ports) in services.iter() {
+        // Ascending by port: two claims of one are neighbours.
+        for pair in ports.windows(2).filter(|pair| pair[0].upstream.port == pair[1].upstream.port) {
+            let keys = [pair[0].key, pair[1].key];
+            let Some(key) = keys.into_iter().rev().find(|key| touched.contains_key(*key)) else { continue };
+            let other = keys.into_iter().find(|other| *other != key).map(ToString::to_string);
+            let at = pair[0].upstream.port.map(|port| format!(" at port {port}")).unwrap_or_default();
+            problems.push(Problem {
+                document: touched.get(key).copied().flatten(),
+                object: Some(key.to_string()),
+                path: "spec.serviceName".to_owned(),
+                value: Some(service.to_owned()),
+                message: format!("is already the service of {}{at}", other.unwrap_or_default()),
+                remedy: Some("choose another serviceName or port, or split by weights in a route".to_owned()),
+            });
+        }
     }
     problems
 }

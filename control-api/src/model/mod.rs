@@ -15,6 +15,7 @@ pub mod http_route;
 pub mod link;
 pub mod object;
 pub mod problem;
+pub mod service;
 pub mod traffic_policy;
 pub mod upstream;
 
@@ -23,6 +24,7 @@ mod tests;
 
 pub use object::{Kind, Manifest, Object, ObjectKey, PolicySet, Spec};
 pub use problem::Problem;
+pub use service::Services;
 
 use document::Document;
 

@@ -101,7 +101,7 @@ fn unknown_words_get_the_nearest_known_one() {
     let protocol = upstream("{endpoints: [], appProtocol: gRPC}");
     assert_refused(
         &protocol,
-        &["spec.appProtocol", "http, h2c, kubernetes.io/h2c, grpc, downstream", "did you mean grpc?"],
+        &["spec.appProtocol", "http, detect, tcp, tls, h2c, kubernetes.io/h2c, grpc, downstream", "did you mean grpc?"],
     );
     let balancing = upstream("{endpoints: [], loadBalancing: {policy: LeastRequests}}");
     assert_refused(&balancing, &["RoundRobin, LeastRequest, Random", "did you mean LeastRequest?"]);
@@ -182,7 +182,7 @@ fn policies_that_contradict_themselves_are_refused() {
         ("localRateLimit: {requests: 0}", "1..="),
         ("localRateLimit: {requests: 10, per: 1ms}", "50ms"),
         ("localRateLimit: {requests: 1000000, per: 1s, burst: 1}", "refilled more often than every 50ms"),
-        ("limits: {maxRequests: 1}", "Upstream only"),
+        ("limits: {maxRequests: 1}", "Upstream or Service only"),
         ("timeouts: {stream: -1s}", "spec.timeouts.stream"),
         ("timeouts: {grpcDeadline: 1s}", "did you mean grpcDeadlineMax?"),
         ("retry: {on: [unavailible]}", "did you mean unavailable?"),

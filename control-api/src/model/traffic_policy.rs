@@ -1,5 +1,6 @@
 //! Purpose: our kinds `TrafficPolicy` and `RateLimit`, which attach to routes and upstreams.
-//! Shape: a [`TargetRef`] names a whole HTTPRoute or GRPCRoute, one of its rules (`sectionName`), or an Upstream.
+//! Shape: a [`TargetRef`] names a whole HTTPRoute or GRPCRoute, one of its rules (`sectionName`), an Upstream, or a
+//! Service: all of its ports, or one (`sectionName`).
 //! A limit is a [`TokenBucket`]; every target has its own bucket in every proxy. Timeouts and retries
 //! on an Upstream hold for calls of its service by name, where no nearer policy sets them.
 //! Units: a bucket refills `fill` tokens each `interval`; Envoy's smallest interval is 50 ms.
@@ -20,10 +21,20 @@ const FILL_INTERVAL_MIN: Duration = Duration::from_millis(50);
 pub struct TargetRef {
     /// HTTPRoute, GRPCRoute or Upstream.
     pub kind: Kind,
+    /// Names a Service, which stands for the upstreams of its ports; the kind is Upstream then.
+    pub is_service: bool,
     /// Its name, in the policy's namespace.
     pub name: String,
-    /// One rule of a route.
+    /// One rule of a route, or one port of a service.
     pub section: Option<String>,
+}
+
+impl TargetRef {
+    /// Which part of its target it is for; a port of a service, by number or name, is one and the same.
+    #[must_use]
+    pub fn layer(&self) -> Option<String> {
+        self.section.as_ref().map(|section| if self.is_service { "port".to_owned() } else { section.clone() })
+    }
 }
 
 /// Timeouts, retries and limits.
@@ -99,7 +110,7 @@ pub fn parse_traffic_policy(at: &Cursor<'_>) -> Option<TrafficPolicy> {
     }
     for name in ["outlierDetection", "limits"] {
         if fields.has(name) && targets.iter().any(|target| target.kind != Kind::Upstream) {
-            fields.refuse_field(name, "belongs to targets of kind Upstream only");
+            fields.refuse_field(name, "belongs to targets of kind Upstream or Service only");
         }
     }
     let timeouts =
@@ -177,19 +188,24 @@ fn parse_targets(fields: &Fields<'_>) -> Vec<TargetRef> {
 
 fn parse_target(at: &Cursor<'_>) -> Option<TargetRef> {
     let fields = at.fields(&["group", "kind", "name", "sectionName"])?;
-    let words = [Kind::HttpRoute, Kind::GrpcRoute, Kind::Upstream].map(|kind| (kind.as_str(), kind));
-    let kind = fields.required("kind").and_then(|at| at.choice(&words));
+    let [http, grpc, upstream] =
+        [Kind::HttpRoute, Kind::GrpcRoute, Kind::Upstream].map(|kind| (kind.as_str(), (kind, false)));
+    let words = [http, grpc, upstream, ("Service", (Kind::Upstream, true))];
+    let (kind, is_service) = match fields.required("kind").and_then(|at| at.choice(&words)) {
+        Some((kind, is_service)) => (Some(kind), is_service),
+        None => (None, false),
+    };
     if let (Some(kind), Some(group)) = (kind, fields.optional("group")) {
-        let own = kind.api_version().trim_end_matches("/v1");
+        let own = if is_service { "" } else { kind.api_version().trim_end_matches("/v1") };
         let _ = group.choice(&[(own, ())]);
     }
     let section = fields.optional("sectionName");
-    if section.is_some() && kind == Some(Kind::Upstream) {
+    if section.is_some() && kind == Some(Kind::Upstream) && !is_service {
         fields.refuse_field("sectionName", "an Upstream has no sections; leave it out");
     }
     let name = fields.required("name")?.text(is_dns_subdomain, SUBDOMAIN_RULE);
     let section = section.and_then(|at| at.text(is_dns_subdomain, SUBDOMAIN_RULE));
-    Some(TargetRef { kind: kind?, name: name?, section })
+    Some(TargetRef { kind: kind?, is_service, name: name?, section })
 }
 
 /// The retry conditions we know, in Envoy's spelling.

@@ -1,10 +1,10 @@
 //! Purpose: our kind `Upstream`: where endpoints are, how to balance over them and when to eject.
 //! Units: spans are [`Duration`]; percentages are 0..=100.
 //! Source: names and ranges follow Envoy's cluster, so that an operator's knowledge carries over.
-//! Limits: 10,000 endpoints an upstream.
+//! Limits: 10,000 endpoints an upstream, 16 addresses.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use super::cursor::{Cursor, Fields};
@@ -13,12 +13,19 @@ use super::object::{LABEL_RULE, is_dns_label};
 const MS: Duration = Duration::from_millis(1);
 const HOUR: Duration = Duration::from_secs(3_600);
 const ENDPOINTS_MAX: usize = 10_000;
+const ADDRESSES_MAX: usize = 16;
 
 /// A named group of endpoints.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Upstream {
     /// The name callers use; the object's own name when absent.
     pub service_name: Option<String>,
+    /// The port at which callers use it; any, when absent. A service with several ports has an upstream for each.
+    pub port: Option<u16>,
+    /// Name of that port, for `sectionName` of a policy.
+    pub port_name: Option<String>,
+    /// Addresses at which callers use it, of no endpoint: a captured connection to one of them is this service's.
+    pub addresses: Vec<IpAddr>,
     /// The endpoints; none is allowed and answers 503.
     pub endpoints: Vec<Endpoint>,
     /// How one is chosen.
@@ -40,8 +47,10 @@ pub struct Upstream {
 }
 
 /// What the endpoints of an upstream speak.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum AppProtocol {
+    /// What a captured connection begins with decides: HTTP of either version, or bytes passed on unread.
+    Detect,
     /// Whichever version of HTTP the request came in.
     Downstream,
     /// gRPC: HTTP/2 in plaintext, and a call's own deadline in place of a timeout that nobody asked for.
@@ -51,11 +60,26 @@ pub enum AppProtocol {
     /// HTTP/1.1.
     #[default]
     Http,
+    /// Bytes, passed on unread.
+    Tcp,
+    /// TLS that the application ends itself, passed on unread.
+    Tls,
+}
+
+impl AppProtocol {
+    /// Whether it may be HTTP, so that routes hold for it.
+    #[must_use]
+    pub fn has_routes(self) -> bool {
+        !matches!(self, Self::Tcp | Self::Tls)
+    }
 }
 
 /// The words of `appProtocol`; the one with a prefix is that of Kubernetes (KEP-3726).
-const PROTOCOLS: [(&str, AppProtocol); 5] = [
+const PROTOCOLS: [(&str, AppProtocol); 8] = [
     ("http", AppProtocol::Http),
+    ("detect", AppProtocol::Detect),
+    ("tcp", AppProtocol::Tcp),
+    ("tls", AppProtocol::Tls),
     ("h2c", AppProtocol::H2c),
     ("kubernetes.io/h2c", AppProtocol::H2c),
     ("grpc", AppProtocol::Grpc),
@@ -144,6 +168,9 @@ pub struct Limits {
 pub fn parse_upstream(at: &Cursor<'_>) -> Option<Upstream> {
     let fields = at.fields(&[
         "serviceName",
+        "port",
+        "portName",
+        "addresses",
         "endpoints",
         "loadBalancing",
         "appProtocol",
@@ -163,8 +190,16 @@ pub fn parse_upstream(at: &Cursor<'_>) -> Option<Upstream> {
         Some(at) => at.choice(&PROTOCOLS),
         None => Some(AppProtocol::default()),
     };
+    if !fields.has("port") {
+        for name in ["portName", "addresses"].into_iter().filter(|name| fields.has(name)) {
+            fields.refuse_field(name, "needs port beside it: a captured connection is known by address and port");
+        }
+    }
     Some(Upstream {
         service_name: service.and_then(|at| at.text(is_dns_label, LABEL_RULE)),
+        port: fields.optional("port").and_then(|at| at.port()),
+        port_name: fields.optional("portName").and_then(|at| at.text(is_dns_label, LABEL_RULE)),
+        addresses: parse_addresses(&fields),
         endpoints: parse_endpoints(&fields),
         balancing: parse_balancing(&fields),
         protocol: protocol?,
@@ -177,6 +212,22 @@ pub fn parse_upstream(at: &Cursor<'_>) -> Option<Upstream> {
             .optional("maxRequestsPerConnection")
             .and_then(|at| at.integer32(1..=u32::MAX)),
     })
+}
+
+fn parse_addresses(fields: &Fields<'_>) -> Vec<IpAddr> {
+    let mut addresses = Vec::new();
+    for at in fields.list("addresses", 0..=ADDRESSES_MAX) {
+        match at.string().map(|text| text.parse::<IpAddr>()) {
+            Some(Ok(address)) if address.is_unspecified() || address.is_multicast() || address.is_loopback() => {
+                at.refuse("is no address of a service");
+            }
+            Some(Ok(address)) if addresses.contains(&address) => at.refuse("this address is in the list twice"),
+            Some(Ok(address)) => addresses.push(address),
+            Some(Err(_)) => at.refuse_with("must be an IP address", "write it like \"10.96.0.10\" or \"fd00::10\""),
+            None => {}
+        }
+    }
+    addresses
 }
 
 fn parse_endpoints(fields: &Fields<'_>) -> Vec<Endpoint> {

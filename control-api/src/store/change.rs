@@ -114,7 +114,7 @@ pub(super) fn plan(before: &PolicySet, changes: &Changes) -> Result<Plan, StoreE
     }
     if !changes.is_forced {
         for (key, _) in answers.iter().filter(|(_, change)| *change == Change::Deleted) {
-            let by = referrers(&set, key);
+            let by = referrers(before, &set, key);
             if !by.is_empty() {
                 return Err(StoreError::Referenced { key: key.clone(), by });
             }

@@ -85,7 +85,7 @@ impl Dance {
             desired,
             versions: [const { OnceLock::new() }; 4],
             subscriptions: [const { None }; 4],
-            expects_listeners: role.outbound.is_some() || role.inbound.is_some(),
+            expects_listeners: role.outbound.is_some() || role.inbound.is_some() || role.capture.is_some(),
             nonce: 0,
             held_since: None,
             running_revision: None,
