@@ -21,9 +21,10 @@ use tokio::sync::watch;
 use crate::ads::{AdsService, Roster};
 use crate::api::{Api, Guard, build_router};
 use crate::compile::Snapshot;
+use crate::kubernetes::{Cluster, ClusterError, Reads};
 use crate::model::PolicySet;
-use crate::settings::{LogFormat, Settings, SettingsError};
-use crate::store::{Store, StoreError};
+use crate::settings::{LogFormat, Settings, SettingsError, StoreChoice};
+use crate::store::{FileStore, Registered, Store, StoreError, unite};
 
 const STOP_TIME: Duration = Duration::from_secs(5);
 
@@ -36,6 +37,9 @@ pub enum StartError {
     /// The store could not be opened.
     #[error("{}; {}", .0, store_remedy(.0))]
     Store(#[from] StoreError),
+    /// The cluster could not be read.
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
     /// An address could not be listened on.
     #[error("cannot listen on {address} for {what}: {reason}; {remedy}")]
     Bind {
@@ -61,6 +65,14 @@ pub enum RunError {
     Io(#[from] std::io::Error),
 }
 
+impl StartError {
+    /// Whether what it was told is wrong; else what it needs is not there now, and a later start may go well.
+    #[must_use]
+    pub fn is_refusal(&self) -> bool {
+        !matches!(self, Self::Cluster(ClusterError::Incomplete(_)))
+    }
+}
+
 fn store_remedy(error: &StoreError) -> &'static str {
     match error {
         StoreError::Locked(_) => "stop that one first, or choose another file with --store PATH",
@@ -76,13 +88,20 @@ pub struct App {
     xds_listener: TcpListener,
     api: Arc<Api>,
     publish: watch::Sender<Arc<Snapshot>>,
+    registered: Option<Registered>,
     stop: watch::Sender<bool>,
 }
 
 impl App {
     /// Opens the store and the ports.
     pub async fn start(settings: &Settings) -> Result<Self, StartError> {
-        let store = Arc::new(Store::open(&settings.store)?);
+        let cluster = open_cluster(settings).await?.map(Arc::new);
+        let registered = cluster.as_ref().map(|cluster| cluster.registered());
+        let store: Arc<dyn Store> = match (&settings.store, &cluster) {
+            (StoreChoice::Kubernetes, Some(cluster)) => cluster.store(),
+            (StoreChoice::Kubernetes, None) => return Err(ClusterError::Incomplete(Vec::new()).into()),
+            (StoreChoice::File(path), _) => Arc::new(FileStore::open(path)?.beside(registered.clone())),
+        };
         let api_listener = bind("--api", settings.api).await?;
         let xds_listener = bind("--xds", settings.xds).await?;
         if !settings.xds.ip().is_loopback() {
@@ -90,16 +109,22 @@ impl App {
         }
         let bound = api_listener.local_addr().unwrap_or(settings.api);
         let (stop, stopping) = watch::channel(false);
-        let (publish, snapshots) = watch::channel(Arc::new(Snapshot::compile(store.current())));
+        let first = Snapshot::compile(with_registered(store.current(), registered.as_ref()));
+        let (publish, snapshots) = watch::channel(Arc::new(first));
+        let roster = Arc::new(Roster::default());
+        if let Some(cluster) = &cluster {
+            cluster.spawn_report(roster.clone());
+        }
         let api = Arc::new(Api {
             store,
+            cluster,
             snapshots,
-            roster: Arc::new(Roster::default()),
+            roster,
             guard: Guard::new(bound, settings.token.clone()),
             stop: stopping,
             requests: crate::api::Requests::default(),
         });
-        Ok(Self { api_listener, xds_listener, api, publish, stop })
+        Ok(Self { api_listener, xds_listener, api, publish, registered, stop })
     }
 
     /// Where the API and the xDS server listen.
@@ -136,18 +161,62 @@ impl App {
             rest?;
             Ok(())
         };
-        tokio::select! {
+        let cluster = self.api.cluster.clone();
+        let served = tokio::select! {
             served = serve => served,
             () = deadline => Ok(()),
-            () = compile_changes(sets, self.publish) => Ok(()),
+            () = compile_changes(sets, self.registered, self.publish) => Ok(()),
+        };
+        if let Some(cluster) = cluster {
+            cluster.stop().await;
         }
+        served
+    }
+}
+
+/// What is read from a cluster, if anything is.
+async fn open_cluster(settings: &Settings) -> Result<Option<Cluster>, ClusterError> {
+    let reads = match (&settings.store, settings.has_registry) {
+        (StoreChoice::Kubernetes, _) => Reads::Policy,
+        (StoreChoice::File(_), true) => Reads::Services,
+        (StoreChoice::File(_), false) => return Ok(None),
+    };
+    let variable = |name: &str| std::env::var(name).ok();
+    Cluster::start(reads, settings.kube_namespace.as_deref(), variable).await.map(Some)
+}
+
+/// Stored policy, and what a registry has beside it.
+fn with_registered(set: Arc<PolicySet>, registered: Option<&Registered>) -> Arc<PolicySet> {
+    match registered {
+        Some(registered) => Arc::new(unite(&set, &registered.borrow())),
+        None => set,
     }
 }
 
 /// Compiles every new set; while one is compiled, later ones become one.
-async fn compile_changes(mut sets: watch::Receiver<Arc<PolicySet>>, publish: watch::Sender<Arc<Snapshot>>) {
-    while sets.changed().await.is_ok() {
-        let set = sets.borrow_and_update().clone();
+async fn compile_changes(
+    mut sets: watch::Receiver<Arc<PolicySet>>,
+    mut registered: Option<Registered>,
+    publish: watch::Sender<Arc<Snapshot>>,
+) {
+    loop {
+        let registry_changes = async {
+            match &mut registered {
+                Some(registered) => registered.changed().await,
+                None => std::future::pending().await,
+            }
+        };
+        let changed = tokio::select! {
+            changed = sets.changed() => changed,
+            changed = registry_changes => changed,
+        };
+        if changed.is_err() {
+            return;
+        }
+        if let Some(registered) = &mut registered {
+            registered.mark_unchanged();
+        }
+        let set = with_registered(sets.borrow_and_update().clone(), registered.as_ref());
         let compiled = tokio::task::spawn_blocking(move || Snapshot::compile(set)).await;
         match compiled {
             Ok(snapshot) => {
@@ -175,8 +244,10 @@ async fn bind(what: &'static str, address: SocketAddr) -> Result<TcpListener, St
 
 /// Sends log lines to stderr in the chosen form.
 pub fn start_logging(settings: &Settings) {
+    // Its client tells each failed try as an error; we tell a run of them once. A filter that names it has the last word.
+    let filter = format!("kube_client=off,{}", settings.log_level);
     let builder = tracing_subscriber::fmt()
-        .with_env_filter(tracing_subscriber::EnvFilter::new(&settings.log_level))
+        .with_env_filter(tracing_subscriber::EnvFilter::new(filter))
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr);
     // A second start in one process (tests) keeps the first.

@@ -23,7 +23,10 @@ fn main() -> ExitCode {
     };
     let code = runtime.block_on(async {
         match App::start(&settings).await {
-            Err(error) => report(&error.into(), REFUSED),
+            Err(error) => {
+                let code = if error.is_refusal() { REFUSED } else { 1 };
+                report(&error.into(), code)
+            }
             Ok(app) => match app.run(wait_for_signal()).await {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(error) => report(&error.into(), 1),

@@ -11,6 +11,7 @@ use clap::{Parser, ValueEnum};
 
 use crate::model::cursor::{Cursor, Report};
 use crate::model::document::{Syntax, split_documents};
+use crate::model::object::{LABEL_RULE, is_dns_label};
 use crate::model::problem::Problem;
 
 const TOKEN_BYTES_MIN: usize = 16;
@@ -39,9 +40,16 @@ pub struct Args {
     /// Where proxies connect [default: 127.0.0.1:15010].
     #[arg(long, value_name = "ADDR")]
     pub xds: Option<SocketAddr>,
-    /// Policy store [default: outrigger/policy.redb in the XDG state folder].
-    #[arg(long, value_name = "PATH")]
+    /// Policy store: a file, or the word kubernetes for the cluster itself
+    /// [default: outrigger/policy.redb in the XDG state folder].
+    #[arg(long, value_name = "PATH|kubernetes")]
     pub store: Option<PathBuf>,
+    /// Where Services come from beside stored policy; --store kubernetes has them anyway.
+    #[arg(long, value_name = "REGISTRY")]
+    pub registry: Option<Registry>,
+    /// The control plane's own namespace in the cluster [default: the service account's].
+    #[arg(long, value_name = "NAME")]
+    pub kube_namespace: Option<String>,
     /// File with the token that API callers must send.
     #[arg(long, value_name = "FILE")]
     pub token_file: Option<PathBuf>,
@@ -52,6 +60,22 @@ pub struct Args {
     /// How it is logged [default: text].
     #[arg(long, value_name = "FORMAT")]
     pub log_format: Option<LogFormat>,
+}
+
+/// Where Services come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Registry {
+    /// Services and EndpointSlices of the cluster that we run in, or that KUBECONFIG names.
+    Kubernetes,
+}
+
+/// Where policy is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StoreChoice {
+    /// In a file of our own.
+    File(PathBuf),
+    /// In the cluster.
+    Kubernetes,
 }
 
 /// How log lines look.
@@ -70,8 +94,12 @@ pub struct Settings {
     pub api: SocketAddr,
     /// Where proxies connect.
     pub xds: SocketAddr,
-    /// The store file.
-    pub store: PathBuf,
+    /// Where policy is kept.
+    pub store: StoreChoice,
+    /// Whether Services of the cluster are Upstreams.
+    pub has_registry: bool,
+    /// Our own namespace in the cluster, if it was told.
+    pub kube_namespace: Option<String>,
     /// What API callers must send.
     pub token: Option<String>,
     /// The log filter.
@@ -142,9 +170,11 @@ impl Settings {
             return Err(SettingsError::OpenToAll(api));
         }
         let store = match args.store.clone().or(file.store) {
-            Some(path) => path,
-            None => state_folder(variable)?.join("outrigger/policy.redb"),
+            Some(path) if path == Path::new("kubernetes") => StoreChoice::Kubernetes,
+            Some(path) => StoreChoice::File(path),
+            None => StoreChoice::File(state_folder(variable)?.join("outrigger/policy.redb")),
         };
+        let has_registry = store == StoreChoice::Kubernetes || args.registry.or(file.registry).is_some();
         let log_level = args.log_level.clone().or(file.log_level).unwrap_or_else(|| "info".into());
         if !is_log_filter(&log_level) {
             return Err(SettingsError::LogLevel(log_level));
@@ -153,6 +183,8 @@ impl Settings {
             api,
             xds: args.xds.or(file.xds).unwrap_or(([127, 0, 0, 1], 15_010).into()),
             store,
+            has_registry,
+            kube_namespace: args.kube_namespace.clone().or(file.kube_namespace),
             token,
             log_level,
             log_format: args.log_format.or(file.log_format).unwrap_or(LogFormat::Text),
@@ -216,7 +248,7 @@ fn read_file(path: &Path) -> Result<Args, SettingsError> {
 }
 
 fn walk_file(at: &Cursor<'_>) -> Option<Args> {
-    let fields = at.fields(&["api", "xds", "store", "tokenFile", "log"])?;
+    let fields = at.fields(&["api", "xds", "store", "registry", "kubeNamespace", "tokenFile", "log"])?;
     let path = |name: &str| fields.optional(name)?.string().map(PathBuf::from);
     let address = |name: &str| {
         let at = fields.optional(name)?;
@@ -233,6 +265,8 @@ fn walk_file(at: &Cursor<'_>) -> Option<Args> {
         api: address("api"),
         xds: address("xds"),
         store: path("store"),
+        registry: fields.optional("registry").and_then(|at| at.choice(&[("kubernetes", Registry::Kubernetes)])),
+        kube_namespace: fields.optional("kubeNamespace").and_then(|at| at.text(is_dns_label, LABEL_RULE)),
         token_file: path("tokenFile"),
         log_level: log.as_ref().and_then(|log| log.optional("level")?.string().map(str::to_owned)),
         log_format: log.as_ref().and_then(|log| log.optional("format")).and_then(format),
@@ -258,7 +292,7 @@ mod tests {
     fn the_store_is_in_the_state_folder() {
         let home = |name: &str| (name == "HOME").then(|| "/home/ops".to_owned());
         let settings = Settings::resolve(&Args::default(), home).expect("defaults");
-        assert_eq!(settings.store, Path::new("/home/ops/.local/state/outrigger/policy.redb"));
+        assert_eq!(settings.store, StoreChoice::File("/home/ops/.local/state/outrigger/policy.redb".into()));
         assert!(settings.api.ip().is_loopback() && settings.xds.ip().is_loopback());
         let error = Settings::resolve(&Args::default(), nothing).expect_err("no folder");
         assert!(error.to_string().contains("--store"), "{error}");

@@ -109,6 +109,19 @@ impl From<StoreError> for ApiError {
                 let remedy = format!("{message}; nothing was changed; free some space and try again");
                 Self::new(StatusCode::INSUFFICIENT_STORAGE, "store_full", remedy)
             }
+            StoreError::Forbidden(_) => {
+                let remedy = format!("{message}; give the control plane's ClusterRole the rules of the chart");
+                Self::new(StatusCode::FORBIDDEN, "forbidden", remedy)
+            }
+            StoreError::Partial { .. } => {
+                tracing::error!(reason = message, "an apply ended in the middle");
+                let remedy = format!("{message}; apply all of it again when the reason is mended");
+                Self::new(StatusCode::INTERNAL_SERVER_ERROR, "partly_written", remedy)
+            }
+            StoreError::Unreachable(_) => {
+                let remedy = format!("{message}; nothing was changed; try again");
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "store_unreachable", remedy)
+            }
             StoreError::Locked(_) | StoreError::Failed(_) | StoreError::Unreadable { .. } => {
                 tracing::error!(reason = message, "the store failed");
                 let remedy = format!("{message}; nothing was changed");

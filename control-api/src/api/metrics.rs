@@ -10,6 +10,7 @@ use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 
 use super::Api;
+use crate::kubernetes::Cluster;
 use crate::model::Kind;
 
 /// Answers of the API by class of status.
@@ -68,7 +69,26 @@ pub(super) async fn render(State(api): State<Arc<Api>>) -> impl IntoResponse {
         let count = counter.load(Ordering::Relaxed);
         page.line("outrigger_control_api_requests_total", &[("class", class)], count);
     }
+    if let Some(cluster) = &api.cluster {
+        cluster_lines(&mut page, cluster);
+    }
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], page.text)
+}
+
+fn cluster_lines(page: &mut Page, cluster: &Cluster) {
+    let pulses = cluster.pulses();
+    const AGE: &str = "outrigger_control_kubernetes_view_age_seconds";
+    page.head(AGE, "gauge", "Age of what is known of a kind: 0 while its watch stands.");
+    for pulse in &pulses {
+        page.line(AGE, &[("resource", pulse.resource)], pulse.age.as_secs());
+    }
+    const FAILURES: &str = "outrigger_control_kubernetes_watch_failures_total";
+    page.head(FAILURES, "counter", "How often a watch broke.");
+    for pulse in &pulses {
+        page.line(FAILURES, &[("resource", pulse.resource)], pulse.failures);
+    }
+    let leads = u64::from(cluster.is_leader());
+    page.single("outrigger_control_kubernetes_leader", "gauge", "1 while this replica writes statuses.", leads);
 }
 
 /// Text under construction. Label values here are our own words and need no escapes.

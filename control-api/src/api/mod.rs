@@ -12,6 +12,7 @@ mod guard;
 mod metrics;
 mod objects;
 mod proxies;
+mod status;
 mod watch;
 
 use std::sync::Arc;
@@ -29,6 +30,7 @@ pub use metrics::Requests;
 pub use proxies::{Wait, WaitAnswer};
 
 use crate::ads::{Roster, Snapshots};
+use crate::kubernetes::Cluster;
 use crate::model::Kind;
 use crate::store::{Changes, Outcome, Store, StoreError};
 
@@ -42,7 +44,9 @@ pub const BODY_BYTES_MAX: usize = 4 << 20;
 #[derive(Debug)]
 pub struct Api {
     /// The policy.
-    pub store: Arc<Store>,
+    pub store: Arc<dyn Store>,
+    /// The cluster that policy or Services come from.
+    pub cluster: Option<Arc<Cluster>>,
     /// The compiled policy.
     pub snapshots: Snapshots,
     /// Who is connected.
@@ -81,6 +85,7 @@ pub fn build_router(api: Arc<Api>) -> Router {
         .route("/v1/delete", post(apply::delete_all))
         .route("/v1/watch", get(watch::watch))
         .route("/v1/proxies", get(proxies::list))
+        .route("/v1/status", get(status::status))
         .route("/v1/wait", post(proxies::wait))
         .route("/v1/{kind}", get(objects::list_all))
         .route("/v1/{kind}/{namespace}", get(objects::list_namespace))

@@ -83,8 +83,8 @@ pub struct Plan {
     pub outcome: Outcome,
 }
 
-/// Decides what `changes` do to `before`.
-pub(super) fn plan(before: &PolicySet, changes: &Changes) -> Result<Plan, StoreError> {
+/// Decides what `changes` do to `before`, whose objects may refer to `registered` ones.
+pub fn plan(before: &PolicySet, registered: &Objects, changes: &Changes) -> Result<Plan, StoreError> {
     if let Some(expected) = changes.expected_revision
         && expected != before.revision
     {
@@ -108,7 +108,7 @@ pub(super) fn plan(before: &PolicySet, changes: &Changes) -> Result<Plan, StoreE
         }
         answers.push((key, change));
     }
-    let problems = find_contradictions(&set, &touched);
+    let problems = find_contradictions(&super::unite(&set, registered), &touched);
     if !problems.is_empty() {
         return Err(StoreError::Contradiction(problems));
     }
@@ -194,5 +194,5 @@ pub(super) fn parse_row(row: &Value) -> Result<Object, String> {
     })
 }
 
-/// Objects by key, as loaded.
-pub(super) type Objects = BTreeMap<ObjectKey, Arc<Object>>;
+/// Objects by key.
+pub type Objects = BTreeMap<ObjectKey, Arc<Object>>;

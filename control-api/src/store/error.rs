@@ -45,6 +45,24 @@ pub enum StoreError {
     /// The store file is used by another process.
     #[error("{} is in use by another process", .0.display())]
     Locked(PathBuf),
+    /// Somebody whose word counts does not allow it.
+    #[error("the cluster does not allow it: {0}")]
+    Forbidden(String),
+    /// Some of several objects were written before one failed.
+    #[error("{done} of {all} were written, then {key} failed: {reason}")]
+    Partial {
+        /// How many were written.
+        done: usize,
+        /// Of how many.
+        all: usize,
+        /// Which failed.
+        key: ObjectKey,
+        /// Why.
+        reason: String,
+    },
+    /// The store could not be reached.
+    #[error("the store cannot be reached: {0}")]
+    Unreachable(String),
     /// The store could not be read or written.
     #[error("the store failed: {0}")]
     Failed(String),

@@ -1,6 +1,6 @@
-//! Purpose: keep the policy: one embedded database, one transaction per apply, one current set.
-//! Shape: [`Store`] owns the database and the published [`PolicySet`]; readers take an `Arc` or
-//! wait on a watch; writers go one at a time through [`Store::commit`].
+//! Purpose: keep the policy: one place where it lives, one current set.
+//! Shape: [`Store`] is what the API sees; [`FileStore`] keeps an embedded database, `kubernetes` has the one that keeps
+//! policy in the cluster. Readers take an `Arc` or wait on a watch; writers go one at a time through [`Store::commit`].
 //!
 //! ```text
 //! changes ─▶ preconditions ─▶ link ─▶ transaction (durable) ─▶ publish
@@ -18,25 +18,45 @@ mod redb_file;
 #[cfg(test)]
 mod tests;
 
+use std::fmt::Debug;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::watch;
 
-pub use change::{Change, Changes, Outcome, Record, Write};
+pub use change::{Change, Changes, Objects, Outcome, Plan, Record, Write, plan};
 pub use error::StoreError;
 pub use redb_file::RedbFile;
 
 use crate::model::PolicySet;
 
-/// The stored policy.
-#[derive(Debug)]
-pub struct Store {
-    file: Mutex<RedbFile>,
-    current: watch::Sender<Arc<PolicySet>>,
+/// Where policy is kept.
+pub trait Store: Debug + Send + Sync {
+    /// The set as it is now.
+    fn current(&self) -> Arc<PolicySet>;
+
+    /// Sees every later set; intermediate ones may be skipped.
+    fn subscribe(&self) -> watch::Receiver<Arc<PolicySet>>;
+
+    /// Applies `changes`, all or nothing. Blocks until they are kept.
+    fn commit(&self, changes: &Changes) -> Result<Outcome, StoreError>;
+
+    /// The changes after `revision`, oldest first; `None` when some are no longer kept.
+    fn history_since(&self, revision: u64) -> Result<Option<Vec<Record>>, StoreError>;
 }
 
-impl Store {
+/// Objects that nobody stored, such as the Services of a cluster; stored ones may refer to them.
+pub type Registered = watch::Receiver<Arc<Objects>>;
+
+/// The policy in one embedded database; one transaction per apply.
+#[derive(Debug)]
+pub struct FileStore {
+    file: Mutex<RedbFile>,
+    current: watch::Sender<Arc<PolicySet>>,
+    registered: Option<Registered>,
+}
+
+impl FileStore {
     /// Opens or creates the store at `path`.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         Self::over(RedbFile::open(path)?)
@@ -45,30 +65,35 @@ impl Store {
     /// A store over an opened file.
     pub fn over(mut file: RedbFile) -> Result<Self, StoreError> {
         let set = file.load()?;
-        Ok(Self { file: Mutex::new(file), current: watch::channel(Arc::new(set)).0 })
+        Ok(Self { file: Mutex::new(file), current: watch::channel(Arc::new(set)).0, registered: None })
     }
 
-    /// The set as it is now.
+    /// Lets stored objects refer to registered ones.
     #[must_use]
-    pub fn current(&self) -> Arc<PolicySet> {
+    pub fn beside(mut self, registered: Option<Registered>) -> Self {
+        self.registered = registered;
+        self
+    }
+}
+
+impl Store for FileStore {
+    fn current(&self) -> Arc<PolicySet> {
         self.current.borrow().clone()
     }
 
-    /// Sees every later set; intermediate ones may be skipped.
-    #[must_use]
-    pub fn subscribe(&self) -> watch::Receiver<Arc<PolicySet>> {
+    fn subscribe(&self) -> watch::Receiver<Arc<PolicySet>> {
         self.current.subscribe()
     }
 
-    /// Applies `changes`, all or nothing. Blocks on the disk.
-    pub fn commit(&self, changes: &Changes) -> Result<Outcome, StoreError> {
+    fn commit(&self, changes: &Changes) -> Result<Outcome, StoreError> {
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         if file.is_closed() {
             // A failed write may or may not have reached the disk; the disk decides.
             self.current.send_replace(Arc::new(file.load()?));
         }
         let before = self.current();
-        let plan = change::plan(&before, changes)?;
+        let registered = self.registered.as_ref().map(|registered| registered.borrow().clone()).unwrap_or_default();
+        let plan = plan(&before, &registered, changes)?;
         if plan.records.is_empty() || changes.is_dry_run {
             return Ok(Outcome { revision: before.revision, ..plan.outcome });
         }
@@ -77,9 +102,16 @@ impl Store {
         Ok(plan.outcome)
     }
 
-    /// The changes after `revision`, oldest first; `None` when some are no longer kept.
-    pub fn history_since(&self, revision: u64) -> Result<Option<Vec<Record>>, StoreError> {
+    fn history_since(&self, revision: u64) -> Result<Option<Vec<Record>>, StoreError> {
         let file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         file.history_since(revision, self.current().revision)
     }
+}
+
+/// Stored policy and registered objects as one set; where both have an object, somebody wrote the stored one on purpose.
+#[must_use]
+pub fn unite(policy: &PolicySet, registered: &Objects) -> PolicySet {
+    let mut united = PolicySet { revision: policy.revision, objects: registered.clone() };
+    united.objects.extend(policy.objects.iter().map(|(key, object)| (key.clone(), object.clone())));
+    united
 }

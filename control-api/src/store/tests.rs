@@ -51,11 +51,11 @@ impl SmallDisk {
         Self { bytes: Arc::new(InMemoryBackend::new()), room: Arc::new(AtomicU64::new(u64::MAX)) }
     }
 
-    fn store(&self) -> Store {
+    fn store(&self) -> FileStore {
         let disk = self.clone();
         let open = move || Database::builder().create_with_backend(disk.clone());
         let file = RedbFile::with_opener(Path::new("memory"), Box::new(open)).expect("opens");
-        Store::over(file).expect("loads")
+        FileStore::over(file).expect("loads")
     }
 }
 
@@ -84,7 +84,7 @@ impl StorageBackend for SmallDisk {
     }
 }
 
-fn roomy() -> Store {
+fn roomy() -> FileStore {
     SmallDisk::new().store()
 }
 
@@ -202,7 +202,7 @@ fn a_full_disk_is_said_and_loses_nothing() {
     let filled = (0..2_000).find_map(|index| store.commit(&put(&wide(index))).err().map(|error| (index, error)));
     let Some((count, StoreError::Full(reason))) = filled else { panic!("the disk never filled: {filled:?}") };
     assert!(count > 0 && reason.contains("memory"), "{count}: {reason}");
-    let whole = |store: &Store| (store.current().revision, store.current().objects.len());
+    let whole = |store: &FileStore| (store.current().revision, store.current().objects.len());
     let before = (u64::from(count), count as usize);
     assert_eq!(whole(&store), before);
     assert!(matches!(store.commit(&put(&wide(count))), Err(StoreError::Full(_))));
@@ -218,12 +218,12 @@ fn a_reopened_file_holds_what_was_confirmed() {
     let folder = std::env::temp_dir().join(format!("outrigger-store-{}", std::process::id()));
     let path = folder.join("policy.redb");
     {
-        let store = Store::open(&path).expect("opens");
+        let store = FileStore::open(&path).expect("opens");
         store.commit(&put(&(upstream("a", 80) + &route_to("a")))).expect("applies");
-        let locked = Store::open(&path);
+        let locked = FileStore::open(&path);
         assert!(matches!(locked, Err(StoreError::Locked(_))), "{locked:?}");
     }
-    let store = Store::open(&path).expect("opens again");
+    let store = FileStore::open(&path).expect("opens again");
     assert_eq!((store.current().revision, store.current().objects.len()), (1, 2));
     assert_eq!(store.history_since(0).expect("reads").expect("kept").len(), 2);
     drop(store);
