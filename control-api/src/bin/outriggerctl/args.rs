@@ -66,6 +66,9 @@ pub(crate) enum Command {
         /// Which shell.
         shell: Shell,
     },
+    /// Print the definitions of our kinds for a Kubernetes cluster.
+    #[command(after_help = "Example:\n  outriggerctl crds | kubectl apply --server-side -f -")]
+    Crds,
     /// Take objects away, all or nothing.
     #[command(
         after_help = "Examples:\n  outriggerctl delete httproute orders -n shop\n  outriggerctl delete -f shop.yaml\n  outriggerctl delete upstream orders --force"

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use clap::CommandFactory;
 use outrigger_control::ads::ProxyView;
+use outrigger_control::kubernetes::crd::render as render_definitions;
 use outrigger_control::model::document::{Syntax, split_documents};
 use outrigger_control::model::{Kind, Problem, parse_manifests};
 use serde_json::{Value, json};
@@ -21,6 +22,10 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
         clap_complete::generate(*shell, &mut Args::command(), "outriggerctl", &mut std::io::stdout());
         return Ok(ExitCode::SUCCESS);
     }
+    if let Command::Crds = &args.command {
+        print(&render_definitions())?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let client = Client::build(args)?;
     match &args.command {
         Command::Apply { files, dry_run, wait, timeout } => {
@@ -32,7 +37,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
                 wait_for(&client, revision, timeout, &[])?;
             }
         }
-        Command::Completions { .. } => {}
+        Command::Completions { .. } | Command::Crds => {}
         Command::Delete { kind: Some(kind), name: Some(name), namespace, force, .. } => {
             let kind = Kind::parse_loose(kind).map_err(Failure::refused)?;
             let path = format!("/v1/{kind}/{}/{}?force={force}", escape(namespace), escape(name));
