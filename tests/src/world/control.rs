@@ -25,6 +25,8 @@ pub struct Control {
     api: SocketAddr,
     xds: SocketAddr,
     scratch: Scratch,
+    args: Vec<String>,
+    env: Vec<(String, String)>,
 }
 
 impl Control {
@@ -39,18 +41,28 @@ impl Control {
 
     /// Starts one with an empty store.
     pub fn try_start() -> io::Result<Self> {
+        Self::try_start_with(&[], &[])
+    }
+
+    /// Starts one with further arguments and environment; without `--store` among them it has an empty store of its own.
+    pub fn try_start_with(args: &[&str], env: &[(&str, &str)]) -> io::Result<Self> {
         let free = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let mut control = Self { process: None, api: free, xds: free, scratch: Scratch::new("control")? };
+        let args = args.iter().map(|arg| (*arg).to_owned()).collect();
+        let env = env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let mut control = Self { process: None, api: free, xds: free, scratch: Scratch::new("control")?, args, env };
         control.resume()?;
         Ok(control)
     }
 
     /// Starts it again, with its store, on its ports.
     pub fn resume(&mut self) -> io::Result<()> {
-        let store = self.scratch.path().join("policy.redb");
-        let launch = Launch::built("outrigger-control")?
-            .args(["--api", &self.api.to_string(), "--xds", &self.xds.to_string(), "--store"])
-            .args([store]);
+        let mut launch = Launch::built("outrigger-control")?
+            .args(["--api", &self.api.to_string(), "--xds", &self.xds.to_string()])
+            .args(&self.args);
+        if !self.args.iter().any(|arg| arg == "--store") {
+            launch = launch.args(["--store".into(), self.scratch.path().join("policy.redb").into_os_string()]);
+        }
+        launch.env.clone_from(&self.env);
         let mut process = Process::start("control", &launch)?;
         let line = process.wait_line("outrigger-control ready ", READY_WITHIN)?;
         for (key, value) in line.split_whitespace().filter_map(|word| word.split_once('=')) {

@@ -90,7 +90,7 @@ impl Kube {
             format!("--secure-port={}", self.address.port()),
             format!("--cert-dir={}", file("certs")),
             format!("--token-auth-file={}", file("tokens.csv")),
-            format!("--service-account-key-file={}", file("accounts.key")),
+            format!("--service-account-key-file={}", file("accounts.pub")),
             format!("--service-account-signing-key-file={}", file("accounts.key")),
             "--service-account-issuer=https://kubernetes.default.svc".to_owned(),
             "--service-cluster-ip-range=10.96.0.0/16".to_owned(),
@@ -269,7 +269,8 @@ impl Kube {
     /// Makes a namespace with labels.
     pub fn namespace(&self, name: &str, labels: &[(&str, &str)]) -> io::Result<()> {
         let labels: Value = labels.iter().map(|(key, value)| ((*key).to_owned(), Value::from(*value))).collect();
-        let namespace = json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name, "labels": labels }});
+        let namespace =
+            json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name, "labels": labels }});
         self.apply(&namespace).map(drop)
     }
 
@@ -357,13 +358,14 @@ fn start_etcd(scratch: &Scratch, url: &str, peer_url: &str) -> io::Result<Proces
 
 /// The key that signs service accounts' tokens, and the administrator's token.
 fn write_keys(scratch: &Scratch) -> io::Result<()> {
-    let key = scratch.path().join("accounts.key");
-    let mut command = Command::new("openssl");
-    command.args(["genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256", "-out"]).arg(&key);
-    let made = command.stderr(Stdio::null()).status()?;
-    if !made.success() {
-        return Err(io::Error::other(format!("openssl could not make {}: {made}", key.display())));
-    }
+    let (key, public) = (scratch.path().join("accounts.key"), scratch.path().join("accounts.pub"));
+    let openssl = |words: &[&str], files: &[&Path]| {
+        let made = Command::new("openssl").args(words).args(files).stderr(Stdio::null()).status()?;
+        let failed = || io::Error::other(format!("openssl {} failed: {made}", words.join(" ")));
+        if made.success() { Ok(()) } else { Err(failed()) }
+    };
+    openssl(&["genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256", "-out"], &[&key])?;
+    openssl(&["pkey", "-pubout", "-in"], &[&key, Path::new("-out"), &public])?;
     std::fs::create_dir_all(scratch.path().join("certs"))?;
     scratch.write("tokens.csv", &format!("{ADMIN_TOKEN},admin,admin,\"system:masters\"\n")).map(drop)
 }
