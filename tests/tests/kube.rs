@@ -317,7 +317,7 @@ fn cases() -> Vec<(&'static str, &'static str, Value, bool)> {
         ("10.0.0.1", false),
         ("10.0.0.256:80", false),
         ("10.0.0.01:80", false),
-        ("127.0.0.1:080", false),
+        ("127.0.0.1:080", true),
         ("[fd00::1]:80", true),
         ("[fd00::1]", false),
         ("[fd00::g]:80", false),
