@@ -55,8 +55,12 @@ fuzz-smoke: ## random input to the parsers, the converter and the policy reader,
 	PROPTEST_CASES=$(FUZZ_CASES) OUTRIGGER_FUZZ_CASES=$(FUZZ_CASES) timeout 900 \
 	  $(CARGO) test --locked --workspace --lib -- convert:: detect:: grpc:: http1:: http2:: route:: policy:: model::
 
-chart: ## the Helm chart: lint, render, refuse bad values
-	HELM="$$(python3 tests/tools/fetch.py helm)" && export HELM && sh tests/tools/chart.sh
+chart: ## the Helm chart: lint, render, refuse bad values; strict schemas of Kubernetes 1.31 to 1.37, roles, seccomp profile
+	OUTRIGGER_HELM3="$$(python3 tests/tools/fetch.py helm3)" && export OUTRIGGER_HELM3 && \
+	  OUTRIGGER_HELM4="$$(python3 tests/tools/fetch.py helm4)" && export OUTRIGGER_HELM4 && \
+	  OUTRIGGER_CHART_CHECKS="$$(python3 tests/tools/fetch.py chart-checks)" && export OUTRIGGER_CHART_CHECKS && \
+	  OUTRIGGER_CHART_SCHEMAS="$$(python3 tests/tools/fetch.py chart-schemas)" && export OUTRIGGER_CHART_SCHEMAS && \
+	  $(CARGO) test --locked -p outrigger-tests --test chart -- --include-ignored
 
 # Not a gate: figures depend on the machine. --install brings Debian's peers when run as root.
 bench: ## side by side with HAProxy, nginx, Envoy and bare relays (ARGS="--quick --scene small")

