@@ -6,6 +6,7 @@ use super::rendered::{HELMS, NAMESPACE, helm};
 const BAD: &[(&[&str], &[&str])] = &[
     (&["nosuch=1"], &["nosuch"]),
     (&["injector.nosuch=1"], &["injector", "nosuch"]),
+    (&["bindAddress=127.0.0.1"], &["bindAddress", "0.0.0.0"]),
     (&["replicas=0"], &["replicas", "1"]),
     (&["replicas=two"], &["replicas", "integer"]),
     (&["image.pullPolicy=Sometimes"], &["image", "pullPolicy", "IfNotPresent"]),
