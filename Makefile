@@ -56,6 +56,7 @@ fuzz-smoke: ## random input to the parsers, the converter and the policy reader,
 	  $(CARGO) test --locked --workspace --lib -- convert:: detect:: grpc:: http1:: http2:: route:: policy:: model::
 
 chart: ## the Helm chart: lint, render, refuse bad values; strict schemas of Kubernetes 1.31 to 1.37, roles, seccomp profile
+	$(CARGO) build --locked -p outrigger-proxy -p outrigger-control -p outrigger-tests --bins
 	OUTRIGGER_HELM3="$$(python3 tests/tools/fetch.py helm3)" && export OUTRIGGER_HELM3 && \
 	  OUTRIGGER_HELM4="$$(python3 tests/tools/fetch.py helm4)" && export OUTRIGGER_HELM4 && \
 	  OUTRIGGER_CHART_CHECKS="$$(python3 tests/tools/fetch.py chart-checks)" && export OUTRIGGER_CHART_CHECKS && \

@@ -33,9 +33,17 @@ fn declared() -> BTreeMap<String, BTreeSet<String>> {
         let own = list.split_whitespace().map(|word| labels[word].clone());
         metrics.insert(name, own.collect());
     }
+    // The control plane writes its page line by line; a name may stand in a binding of its own before that.
+    let mut bound: BTreeMap<&str, String> = BTreeMap::new();
     let control = read("control-api/src/api/metrics.rs");
-    for line in control.lines() {
-        let Some(name) = quoted(line).filter(|name| name.starts_with("outrigger_control_")) else { continue };
+    for line in control.lines().map(str::trim) {
+        let name = quoted(line).filter(|name| name.starts_with("outrigger_control_"));
+        let binding = line.strip_prefix("const ").or_else(|| line.strip_prefix("let "));
+        if let (Some(name), Some(rest)) = (&name, binding) {
+            bound.insert(rest.split([':', ' ']).next().unwrap(), name.clone());
+        }
+        let by_binding = || bound.get(line.strip_prefix("page.line(")?.split(',').next()?).cloned();
+        let Some(name) = name.or_else(by_binding) else { continue };
         let own: &mut BTreeSet<String> = metrics.entry(name).or_default();
         own.extend(line.split("&[(\"").nth(1).and_then(|rest| Some(rest.split('"').next()?.to_owned())));
     }

@@ -4,10 +4,15 @@
 //! Source: github.com/moby/profiles, seccomp/default.json, which containerd's own default follows.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::time::Duration;
 
+use outrigger_tests::world::process::{Launch, Process};
+use outrigger_tests::world::scratch::Scratch;
+use outrigger_tests::world::{binary, downstream, resource};
 use serde_json::Value;
 
-use super::{read, tool};
+use super::{read, root, tool};
 
 const URING: [&str; 3] = ["io_uring_enter", "io_uring_register", "io_uring_setup"];
 
@@ -81,7 +86,7 @@ fn the_profile_is_what_a_runtime_reads() {
 #[test]
 #[ignore = "needs the default profile: make chart"]
 fn the_profile_is_the_default_and_io_uring() {
-    let default = std::path::Path::new(&tool("OUTRIGGER_CHART_SCHEMAS")).join("default.json");
+    let default = Path::new(&tool("OUTRIGGER_CHART_SCHEMAS")).join("default.json");
     let mut default = read_profile(&std::fs::read_to_string(default).unwrap());
     assert!(URING.iter().all(|name| default.allowed.insert((*name).to_owned())), "the default has io_uring");
     // Of an architecture that is not ours, though the default has it for all.
@@ -91,4 +96,32 @@ fn the_profile_is_the_default_and_io_uring() {
     let less: Vec<_> = default.allowed.difference(&ours.allowed).collect();
     assert!(more.is_empty() && less.is_empty(), "more {more:?}, less {less:?}");
     assert_eq!(ours.ruled, default.ruled);
+}
+
+/// What a proxy under a profile says on `/io`.
+fn io_under(profile: &Path, scratch: &Scratch) -> Value {
+    let text = resource::forwarding(&["127.0.0.1:9".parse().unwrap()]).to_string();
+    let bootstrap = scratch.write("bootstrap.json", &text).unwrap();
+    let launch = Launch { program: "/usr/bin/env".into(), ..Launch::default() }
+        .args(["python3".into(), root().join("tests/tools/under_profile.py"), profile.to_owned()])
+        .args([binary::find("outrigger-proxy").unwrap(), "-c".into(), bootstrap]);
+    let mut process = Process::start("proxy", &launch).unwrap();
+    let line = process.wait_line("outrigger-proxy ready ", Duration::from_secs(20)).unwrap();
+    let admin = line.split(' ').find_map(|word| word.strip_prefix("admin=")).unwrap().parse().unwrap();
+    serde_json::from_slice(&downstream::get(admin, "/io").unwrap().body).unwrap()
+}
+
+/// The proxy runs under the profile with io_uring, and under the default, which is ours without the three, with epoll.
+#[test]
+#[ignore = "needs libseccomp and a kernel with io_uring: make chart"]
+fn a_proxy_has_io_uring_under_the_profile_and_not_without_it() {
+    let scratch = Scratch::new("seccomp").unwrap();
+    let with = io_under(&root().join("charts/outrigger/files/seccomp.json"), &scratch);
+    assert_eq!(with["driver"], "uring", "{with}");
+    let mut profile: Value = serde_json::from_str(&read("charts/outrigger/files/seccomp.json")).unwrap();
+    let rules = profile["syscalls"].as_array_mut().unwrap();
+    rules.retain(|rule| !texts(&rule["names"]).any(|name| URING.contains(&name)));
+    let default = scratch.write("default.json", &profile.to_string()).unwrap();
+    let without = io_under(&default, &scratch);
+    assert_eq!(without["driver"], "epoll", "{without}");
 }
