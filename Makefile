@@ -61,7 +61,7 @@ chart: ## the Helm chart: lint, render, refuse bad values; strict schemas of Kub
 	  OUTRIGGER_HELM4="$$(python3 tests/tools/fetch.py helm4)" && export OUTRIGGER_HELM4 && \
 	  OUTRIGGER_CHART_CHECKS="$$(python3 tests/tools/fetch.py chart-checks)" && export OUTRIGGER_CHART_CHECKS && \
 	  OUTRIGGER_CHART_SCHEMAS="$$(python3 tests/tools/fetch.py chart-schemas)" && export OUTRIGGER_CHART_SCHEMAS && \
-	  $(CARGO) test --locked -p outrigger-tests --test chart -- --include-ignored
+	  $(CARGO) test --locked -p outrigger-tests --test chart -- --ignored
 
 # Not a gate: figures depend on the machine. --install brings Debian's peers when run as root.
 bench: ## side by side with HAProxy, nginx, Envoy and bare relays (ARGS="--quick --scene small")
