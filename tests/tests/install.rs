@@ -152,6 +152,37 @@ fn a_real_api_takes_every_object_of_every_set_of_values() {
     }
 }
 
+/// The strictest standard that Kubernetes has for pods; only what writes to a node needs more.
+#[test]
+#[ignore = "needs Helm and a Kubernetes API: make interop"]
+fn pods_are_let_into_a_restricted_namespace_but_for_the_one_that_writes_to_nodes() {
+    let kube = Kube::start();
+    let enforce = "pod-security.kubernetes.io/enforce";
+    kube.namespace("restricted", &[(enforce, "restricted")]).unwrap();
+    let helm = Helm { program: fetch("helm4"), kube: &kube };
+    let said = helm.succeed(&["template", "outrigger", "charts/outrigger"]);
+    let documents = serde_yaml_ng::Deserializer::from_str(&said).map(serde::Deserialize::deserialize);
+    let mut judged = 0;
+    for object in documents.map(Result::unwrap).filter(|object: &Value| !object.is_null()) {
+        let kind = text(&object, "/kind");
+        let Some(spec) = object.pointer(if kind == "Pod" { "/spec" } else { "/spec/template/spec" }) else { continue };
+        let pod = json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": { "name": "pod", "namespace": "restricted" }, "spec": spec,
+        });
+        let path = "/api/v1/namespaces/restricted/pods?dryRun=All&fieldValidation=Strict";
+        let (status, answer) = kube.call("POST", path, "application/json", &pod.to_string()).unwrap();
+        let said = answer["message"].as_str().unwrap_or_default();
+        match kind.as_str() {
+            "DaemonSet" => {
+                assert!(status == 403 && said.contains("hostPath") && said.contains("runAsUser=0"), "{answer}")
+            }
+            _ => assert_eq!(status, 201, "{kind}: {answer}"),
+        }
+        judged += 1;
+    }
+    assert_eq!(judged, 3, "the control plane, the test, what installs the profile");
+}
+
 /// The API server's own reading of selectors and conditions: it calls for what a label selected, cannot reach anybody
 /// here, and so refuses exactly that.
 #[test]
