@@ -31,7 +31,9 @@ const BAD: &[(&[&str], &[&str])] = &[
     (&["injector.excludedNamespaces[0]=Kube_System"], &["injector", "excludedNamespaces"]),
     (&["injector.xdsAddress=nowhere"], &["injector", "xdsAddress"]),
     (&["injector.resources.limits.disk=1"], &["injector", "resources", "disk"]),
-    (&["injector.defaults.Log_Level=info"], &["injector", "defaults", "Log_Level"]),
+    (&["injector.defaults.log-levl=info"], &["injector", "defaults", "log-levl"]),
+    (&["injector.defaults.io=kqueue"], &["injector", "defaults", "io", "epoll"]),
+    (&["injector.defaults.image=mine"], &["injector", "defaults", "image"]),
     (&["injector.certManager.duration=soon"], &["certManager", "duration"]),
     (
         &["injector.enabled=false", "injector.certManager.enabled=true"],
