@@ -20,6 +20,7 @@ pub mod listener;
 pub mod observe;
 pub mod policy;
 pub mod route;
+pub mod rules;
 pub mod stats;
 pub mod tcp;
 pub mod upstream;

@@ -37,11 +37,13 @@ const BESIDE: &[(&str, &[&str])] = &[
     ("admin", &["config", "stats", "observe", "fault", "grpc", "drain", "clock", "sync"]),
     ("bootstrap", &["convert", "config"]),
     ("convert", LEAVES),
+    ("rules", &["config"]),
     ("xds", &["bootstrap", "chance", "clock", "config", "convert", "drain", "fault", "observe", "stats", "sync"]),
 ];
 
 /// Rooms that compute and do nothing else: no sockets, no tasks, no runtime.
-const PURE: &[&str] = &["balance", "bootstrap", "config", "convert", "detect", "fault", "grpc", "policy", "route"];
+const PURE: &[&str] =
+    &["balance", "bootstrap", "config", "convert", "detect", "fault", "grpc", "policy", "route", "rules"];
 
 /// The rooms that may name a proto type.
 const PROTO: &[&str] = &["bootstrap", "convert", "xds"];

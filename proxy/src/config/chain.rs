@@ -192,6 +192,11 @@ impl IpPrefix {
         Some(Self { address, bits })
     }
 
+    /// The first of them.
+    pub fn address(&self) -> IpAddr {
+        self.address
+    }
+
     /// Bits that are alike: the more, the more specific it is.
     pub fn bits(&self) -> u8 {
         self.bits
