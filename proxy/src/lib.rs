@@ -16,6 +16,7 @@ pub mod grpc;
 pub mod http;
 pub mod http1;
 pub mod http2;
+pub mod intercept;
 pub mod listener;
 pub mod observe;
 pub mod policy;

@@ -2,13 +2,13 @@
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
+use clap::{CommandFactory as _, FromArgMatches as _};
 use outrigger_proxy::app::{self, Failure};
 use outrigger_proxy::bootstrap::{self, Settings};
+use outrigger_proxy::intercept::{self, Intercept, InterceptError};
 
 fn main() -> ExitCode {
-    let settings = Settings::parse();
-    match start(&settings) {
+    match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure::Refused(reason)) => {
             eprintln!("outrigger-proxy: {reason}");
@@ -19,6 +19,24 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// The proxy, or the sub-command that captures connections for it: the same image serves both.
+fn run() -> Result<(), Failure> {
+    let command = Settings::command()
+        .subcommand(Intercept::command())
+        .args_conflicts_with_subcommands(true)
+        .subcommand_negates_reqs(true)
+        .disable_help_subcommand(true);
+    let matches = command.get_matches();
+    if let Some((_, matches)) = matches.subcommand() {
+        let wanted = Intercept::from_arg_matches(matches).unwrap_or_else(|error| error.exit());
+        return intercept::run(&wanted).map_err(|error| match error {
+            InterceptError::Broke(reason) => Failure::Broke(reason),
+            InterceptError::Refused(reason) => Failure::Refused(reason),
+        });
+    }
+    start(&Settings::from_arg_matches(&matches).unwrap_or_else(|error| error.exit()))
 }
 
 fn start(settings: &Settings) -> Result<(), Failure> {

@@ -37,6 +37,7 @@ const BESIDE: &[(&str, &[&str])] = &[
     ("admin", &["config", "stats", "observe", "fault", "grpc", "drain", "clock", "sync"]),
     ("bootstrap", &["convert", "config"]),
     ("convert", LEAVES),
+    ("intercept", &["bootstrap", "rules"]),
     ("rules", &["config"]),
     ("xds", &["bootstrap", "chance", "clock", "config", "convert", "drain", "fault", "observe", "stats", "sync"]),
 ];

@@ -24,7 +24,7 @@ mod workers;
 
 pub use ads::AdsConfig;
 pub use errors::{BootstrapErrors, Problem};
-pub use settings::{IoChoice, LogFormat, Settings};
+pub use settings::{IoChoice, LogFormat, Settings, parse_span};
 pub use workers::{WORKERS_MAX, WorkerCount, Workers};
 
 use std::collections::HashMap;

@@ -76,7 +76,7 @@ impl Settings {
 }
 
 /// `45s`, `500ms`, `2m`; a day at most.
-fn parse_span(text: &str) -> Result<Duration, String> {
+pub fn parse_span(text: &str) -> Result<Duration, String> {
     const MAX: Duration = Duration::from_secs(86_400);
     let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (digits, unit) = text.split_at(split);
