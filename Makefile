@@ -3,7 +3,7 @@
 CARGO ?= cargo
 ARGS ?=
 .DEFAULT_GOAL := help
-.PHONY: help run check fmt clippy doc deny layout test interop interop-peers fuzz-smoke chart bench bench-micro
+.PHONY: help run check fmt clippy doc deny layout test interop interop-peers fuzz-smoke chart images bench bench-micro
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -63,6 +63,13 @@ chart: ## the Helm chart: lint, render, refuse bad values; strict schemas of Kub
 	  OUTRIGGER_CHART_CHECKS="$$(python3 tests/tools/fetch.py chart-checks)" && export OUTRIGGER_CHART_CHECKS && \
 	  OUTRIGGER_CHART_SCHEMAS="$$(python3 tests/tools/fetch.py chart-schemas)" && export OUTRIGGER_CHART_SCHEMAS && \
 	  $(CARGO) test --locked -p outrigger-tests --test chart -- --ignored
+
+# Where there is no Docker: buildah, and the cross compiler of the other architecture (as root).
+IMAGE_PEERS = buildah:buildah readelf:binutils ip:iproute2 setpriv:util-linux \
+  aarch64-linux-gnu-g++:g++-aarch64-linux-gnu
+images: ## container images by buildah, x86-64 and arm64: sizes, and ours tried out as root (ARGS="--arch amd64")
+	@$(MAKE) --no-print-directory interop-peers PEERS="$(IMAGE_PEERS)"
+	python3 tests/tools/images.py $(ARGS)
 
 # Not a gate: figures depend on the machine. --install brings Debian's peers when run as root.
 bench: ## side by side with HAProxy, nginx, Envoy and bare relays (ARGS="--quick --scene small")
