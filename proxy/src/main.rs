@@ -42,9 +42,11 @@ fn run() -> Result<(), Failure> {
 fn start(settings: &Settings) -> Result<(), Failure> {
     let refused = |error: &dyn std::fmt::Display| Failure::Refused(error.to_string());
     let log = app::LogLevel::start(&settings.log_level, settings.log_format).map_err(|error| refused(&error))?;
-    let bootstrap = bootstrap::load(&settings.config).map_err(|errors| refused(&errors))?;
+    let (file, text) = (settings.config.as_deref(), settings.config_yaml.as_deref());
+    let bootstrap = bootstrap::load(file, text).map_err(|errors| refused(&errors))?;
     if settings.check {
-        println!("{}: configuration is fine", settings.config.display());
+        let name = file.map_or_else(|| "--config-yaml".to_owned(), |file| file.display().to_string());
+        println!("{name}: configuration is fine");
         return Ok(());
     }
     let probe = outrigger_reactor::probe(app::io_choice(settings.io)).map_err(|error| refused(&error))?;

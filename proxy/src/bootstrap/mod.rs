@@ -1,7 +1,8 @@
-//! **Purpose.** What the process is told at its start: the command line and an Envoy bootstrap file.
+//! **Purpose.** What the process is told at its start: the command line and an Envoy bootstrap.
 //!
-//! **Shape.** [`Settings`] is the command line; [`load`] reads the file into a [`Bootstrap`]: who we are, where the admin
-//! port is, the static resources already converted, and where the xDS server is. [`Settings::worker_count`] asks the
+//! **Shape.** [`Settings`] is the command line; [`load`] reads the bootstrap, a file or a text or a text laid over a file,
+//! into a [`Bootstrap`]: who we are, where the admin port is, the static resources already converted, and where the xDS
+//! server is. [`Settings::worker_count`] asks the
 //! kernel's files too.
 //!
 //! **Errors.** All at once: [`BootstrapErrors`] names the file, and for each problem the path (or line and column), the
@@ -17,6 +18,8 @@
 mod ads;
 mod cpus;
 mod errors;
+mod health;
+mod own;
 mod settings;
 #[cfg(test)]
 mod tests;
@@ -24,6 +27,7 @@ mod workers;
 
 pub use ads::AdsConfig;
 pub use errors::{BootstrapErrors, Problem};
+pub use health::HealthAddress;
 pub use settings::{IoChoice, LogFormat, Settings, parse_span};
 pub use workers::{WORKERS_MAX, WorkerCount, Workers};
 
@@ -31,7 +35,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::Read as _;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::bootstrap::v3 as proto;
@@ -69,30 +73,57 @@ pub struct Node {
     pub cluster: Arc<str>,
     /// `region/zone/sub_zone`, empty when not said.
     pub locality: Arc<str>,
+    /// The addresses of the workload beside it, as its metadata tells them; none: not told.
+    pub addresses: Vec<IpAddr>,
     /// The whole message, with metadata, for the first request of a stream.
     pub message: core::Node,
 }
 
-/// Reads the file at `path`: JSON when it is named so or begins with a brace, else YAML.
-pub fn load(path: &Path) -> Result<Bootstrap, BootstrapErrors> {
-    let text = read(path).map_err(|reason| BootstrapErrors::one(path, "", reason))?;
-    parse(path, &text)
+/// What a bootstrap that came with the command line is called in errors.
+const TEXT_NAME: &str = "--config-yaml";
+
+/// Reads the file at `path` and lays `text` over it; either may be missing.
+pub fn load(path: Option<&Path>, text: Option<&str>) -> Result<Bootstrap, BootstrapErrors> {
+    let mut name = path.map(Path::to_owned);
+    let mut whole = proto::Bootstrap::default();
+    if let Some(path) = path {
+        let text = read(path).map_err(|reason| BootstrapErrors::one(path, "", reason))?;
+        whole = message(path, &text)?;
+    }
+    if let Some(text) = text {
+        let over = message(Path::new(TEXT_NAME), text)?;
+        // Merging is what decoding after another message does: what is set wins, lists are appended.
+        let merged = whole.merge(&*over.encode_to_vec());
+        merged.map_err(|error| BootstrapErrors::one(Path::new(TEXT_NAME), "", error.to_string()))?;
+        let joint = |file: PathBuf| PathBuf::from(format!("{} with {TEXT_NAME}", file.display()));
+        name = Some(name.map_or_else(|| PathBuf::from(TEXT_NAME), joint));
+    }
+    convert(&name.unwrap_or_default(), &whole)
 }
 
 /// As [`load`], from text that came from `path`.
 pub fn parse(path: &Path, text: &str) -> Result<Bootstrap, BootstrapErrors> {
+    convert(path, &message(path, text)?)
+}
+
+/// The message that a text is: JSON when its file is named so or it begins with a brace, else YAML.
+fn message(path: &Path, text: &str) -> Result<proto::Bootstrap, BootstrapErrors> {
     let is_json = match path.extension().and_then(|extension| extension.to_str()) {
         Some("json") => true,
         Some("yaml" | "yml") => false,
-        _ => text.trim_start().starts_with('{'),
+        // YAML in its flow form begins with a brace too.
+        _ => text.trim_start().starts_with('{') && serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok(),
     };
     let message: Result<proto::Bootstrap, _> = if is_json { json::from_json(text) } else { json::from_yaml(text) };
-    let message = message.map_err(|error| BootstrapErrors {
+    message.map_err(|error| BootstrapErrors {
         file: path.to_owned(),
         problems: error.rejections().into_iter().map(|r| Problem { path: r.path, reason: r.reason }).collect(),
-    })?;
+    })
+}
+
+fn convert(path: &Path, message: &proto::Bootstrap) -> Result<Bootstrap, BootstrapErrors> {
     let mut reader = Reader { problems: Vec::new(), ignored: Vec::new() };
-    let bootstrap = reader.bootstrap(&message);
+    let bootstrap = reader.bootstrap(message);
     if reader.problems.is_empty() {
         Ok(bootstrap)
     } else {
@@ -229,6 +260,7 @@ fn node(message: core::Node) -> Node {
         id: message.id.as_str().into(),
         cluster: message.cluster.as_str().into(),
         locality: locality.trim_end_matches('/').into(),
+        addresses: own::addresses(message.metadata.as_ref()),
         message,
     }
 }

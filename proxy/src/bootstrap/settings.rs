@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 
+use super::health::HealthAddress;
 use super::workers::{REQUEST_MILLI_MAX, WorkerCount, Workers};
 
 /// The sidecar of the Outrigger mesh: forwards HTTP under policy that it gets over xDS.
@@ -15,13 +16,17 @@ use super::workers::{REQUEST_MILLI_MAX, WorkerCount, Workers};
     after_help = "Examples:\n  \
         outrigger-proxy -c bootstrap.yaml\n  \
         outrigger-proxy -c bootstrap.yaml --check\n  \
+        outrigger-proxy --config-yaml \"$OUTRIGGER_BOOTSTRAP\" --health '*:15020' --capture-heartbeat --ready-deadline 60s\n  \
         outrigger-proxy -c /etc/outrigger/bootstrap.json --workers 2 --io epoll --log-format json\n\n\
         Exit codes: 0 fine, 1 failed while running, 2 refused its input."
 )]
 pub struct Settings {
     /// Envoy bootstrap file, YAML or JSON.
-    #[arg(short = 'c', long = "config", value_name = "FILE")]
-    pub config: PathBuf,
+    #[arg(short = 'c', long = "config", value_name = "FILE", required_unless_present = "config_yaml")]
+    pub config: Option<PathBuf>,
+    /// The bootstrap as text, YAML or JSON. Beside a file it is laid over it: what it sets wins, its lists are appended.
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub config_yaml: Option<String>,
     /// Worker threads, 1 to 1024; auto takes the cgroup's CPU quota rounded down, without one the CPU request rounded up,
     /// without that the CPUs that the scheduler allows, and never more than these.
     #[arg(long, value_name = "N|auto", allow_hyphen_values = true, default_value = "auto")]
@@ -34,7 +39,19 @@ pub struct Settings {
     /// How sockets are driven; auto takes io_uring when the kernel allows it.
     #[arg(long, value_enum, default_value_t = IoChoice::Auto)]
     pub io: IoChoice,
-    /// How long live requests may take to end when the process is told to stop: `45s`, `500ms`, `2m`.
+    /// Where readiness and metrics are served to whoever can reach it: `0.0.0.0:15020`, or `*:15020` for all addresses.
+    #[arg(long, value_name = "ADDR")]
+    pub health: Option<HealthAddress>,
+    /// Prove, again and again, that the pod's traffic is captured: readiness depends on it.
+    #[arg(long)]
+    pub capture_heartbeat: bool,
+    /// The port on loopback whose connections the capture rules bring here as heartbeats.
+    #[arg(long, value_name = "PORT", default_value_t = 15_009, value_parser = clap::value_parser!(u16).range(1..))]
+    pub heartbeat_port: u16,
+    /// How long the start may take until this proxy is ready; then it ends with code 1. 0 waits for ever.
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true, default_value = "0s", value_parser = parse_span)]
+    pub ready_deadline: Duration,
+    /// How long leaving may take when the process is told to stop, live requests and all: `45s`, `500ms`, `2m`.
     #[arg(long, value_name = "TIME", allow_hyphen_values = true, default_value = "45s", value_parser = parse_span)]
     pub drain_time: Duration,
     /// error, warn, info, debug or trace, also per module: `info,outrigger_proxy::xds=debug`.
@@ -81,6 +98,7 @@ pub fn parse_span(text: &str) -> Result<Duration, String> {
     let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (digits, unit) = text.split_at(split);
     let span = digits.parse::<u64>().ok().and_then(|count| match unit {
+        "" if count == 0 => Some(Duration::ZERO),
         "ms" => Some(Duration::from_millis(count)),
         "s" => Some(Duration::from_secs(count)),
         "m" => count.checked_mul(60).map(Duration::from_secs),
@@ -108,6 +126,12 @@ mod tests {
         let settings = parse(&[]).unwrap();
         assert_eq!((settings.io, settings.log_format), (IoChoice::Auto, LogFormat::Text));
         assert_eq!(settings.drain_time, Duration::from_secs(45));
+        assert_eq!((settings.heartbeat_port, settings.ready_deadline), (15_009, Duration::ZERO));
+        assert!(settings.health.is_none() && !settings.capture_heartbeat && settings.config_yaml.is_none());
+        let only_text = Settings::try_parse_from(["outrigger-proxy", "--config-yaml", "node: { id: a }"]).unwrap();
+        assert!(only_text.config.is_none() && only_text.config_yaml.is_some());
+        assert_eq!(parse(&["--ready-deadline", "0"]).unwrap().ready_deadline, Duration::ZERO);
+        assert_eq!(parse(&["--ready-deadline", "60s"]).unwrap().ready_deadline, Duration::from_secs(60));
         assert!(settings.workers == Workers::Auto && settings.worker_count().count >= 1 && !settings.check);
         assert_eq!(parse(&["--workers", "1024"]).unwrap().worker_count().count, 1024);
         assert_eq!(parse(&["--workers", "auto", "--cpu-request-milli", "0"]).unwrap().cpu_request_milli, Some(0));
@@ -134,9 +158,17 @@ mod tests {
             &["--drain-time", "1441m"],
             &["--drain-time", "99999999999999999999s"],
             &["--log-format", "xml"],
+            &["--heartbeat-port", "0"],
+            &["--heartbeat-port", "65536"],
+            &["--health", "15020"],
+            &["--health", "*:0x1"],
+            &["--ready-deadline", "60"],
             &["extra"],
         ] {
             assert_eq!(parse(bad).unwrap_err().exit_code(), 2, "{bad:?}");
         }
+        let neither = Settings::try_parse_from(["outrigger-proxy"]).unwrap_err();
+        assert_eq!(neither.exit_code(), 2);
+        assert!(neither.to_string().contains("--config"), "{neither}");
     }
 }

@@ -106,13 +106,37 @@ fn broken_text_is_told_with_line_and_column() {
 
 #[test]
 fn a_missing_file_and_a_folder_are_told_with_a_remedy() {
-    let text = load(Path::new("/nonexistent/bootstrap.yaml")).unwrap_err().to_string();
+    let text = load(Some(Path::new("/nonexistent/bootstrap.yaml")), None).unwrap_err().to_string();
     assert_eq!(text, "/nonexistent/bootstrap.yaml: no such file; name an existing bootstrap file with -c");
-    assert!(load(Path::new("/")).unwrap_err().to_string().contains("is a folder"));
+    assert!(load(Some(Path::new("/")), None).unwrap_err().to_string().contains("is a folder"));
 }
 
 #[test]
 fn names_and_addresses_are_there_once() {
     let twice = STATIC.replace("  clusters:\n", "  clusters:\n  - { name: orders, type: STATIC }\n");
     assert!(errors(&twice).contains("static_resources.clusters[1].name: cluster \"orders\" is there twice"));
+}
+
+#[test]
+fn text_is_laid_over_a_file() {
+    let file = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/src/bootstrap/testdata/static.yaml"));
+    let alone = load(Some(file), None).unwrap();
+    let over = "{node: {id: other, metadata: {outrigger: {capture: {addresses: '10.0.0.7, fd00::7,$(NO)'}}}}, \
+         static_resources: {clusters: [{name: more, type: STATIC}]}}";
+    let both = load(Some(file), Some(over)).unwrap();
+    assert_eq!((&*both.node.id, &*both.node.locality), ("other", "eu/a"), "what it sets wins, the rest stays");
+    assert_eq!(both.resources.clusters.len(), alone.resources.clusters.len() + 1, "lists are appended");
+    assert_eq!(both.node.addresses, ["10.0.0.7".parse::<IpAddr>().unwrap(), "fd00::7".parse().unwrap()]);
+    let text = load(Some(file), Some("admin: { port: 1 }")).unwrap_err().to_string();
+    assert!(text.starts_with("--config-yaml: admin.port: unknown field"), "{text}");
+    let text = load(Some(file), Some("static_resources: { clusters: [{ name: orders }] }")).unwrap_err().to_string();
+    assert!(text.contains("static.yaml with --config-yaml: static_resources.clusters[1].name"), "{text}");
+}
+
+#[test]
+fn text_alone_is_enough() {
+    let bootstrap = load(None, Some("node: { id: a, metadata: { INSTANCE_IPS: '10.0.0.8' } }")).unwrap();
+    assert_eq!((&*bootstrap.node.id, bootstrap.node.addresses.len()), ("a", 1));
+    let text = load(None, Some("nodes: 1")).unwrap_err().to_string();
+    assert!(text.starts_with("--config-yaml: nodes: unknown field"), "{text}");
 }
