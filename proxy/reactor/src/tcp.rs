@@ -229,6 +229,22 @@ impl TcpStream {
         })
     }
 
+    /// Where the peer connected to before a rule of this machine (REDIRECT, DNAT) brought it here; without one, the local
+    /// address, which is the destination too where TPROXY brought it. IPv4 in the form of IPv6 is told as IPv4. Asks the
+    /// kernel each time.
+    pub fn original_dst(&self) -> SocketAddr {
+        let canonical = |address: SocketAddr| SocketAddr::new(address.ip().to_canonical(), address.port());
+        let local = self.local_addr();
+        let is_ipv4 = local.ip().to_canonical().is_ipv4();
+        let asked = self.socket.with_fd(|fd| if is_ipv4 { fd.original_dst_v4() } else { fd.original_dst_v6() });
+        match asked.ok().and_then(|address| address.as_socket()) {
+            Some(SocketAddr::V6(address)) if !is_ipv4 => SocketAddr::V6(address),
+            Some(address) => canonical(address),
+            None if is_ipv4 => canonical(local),
+            None => local,
+        }
+    }
+
     /// Next received bytes; an empty `Buf` is the orderly end (FIN). Arms the receive on first use. Back-pressure: at
     /// most a few blocks are taken ahead of the reader. Cancel: no byte is lost.
     pub async fn recv(&self) -> io::Result<Buf> {
