@@ -202,6 +202,11 @@ impl Meter {
         }
     }
 
+    /// True when only the end tells whether the body was whole.
+    pub(super) fn judges_end(&self) -> bool {
+        matches!(self.coder, Coder::Decode(_))
+    }
+
     /// What goes on at the end: a last piece, and trailers. `None`: what came before is no base64.
     pub(super) fn end(&mut self, trailers: Option<HeaderMap>) -> Option<(Option<Chunk>, Option<HeaderMap>)> {
         if let Some(trailers) = &trailers {

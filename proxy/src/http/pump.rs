@@ -296,7 +296,9 @@ impl<'a> Pump<'a> {
                 room => room,
             };
             let part = held.split_to(room.min(held.len()));
-            let is_last = held.is_empty() && self.body.is_done() && !self.body.has_trailers();
+            // What decodes the body may have something against its end: the last piece does not end the stream then.
+            let may_end = self.meter.as_ref().is_none_or(|meter| !meter.judges_end());
+            let is_last = may_end && held.is_empty() && self.body.is_done() && !self.body.has_trailers();
             self.body.end_queued |= is_last;
             if send.send_data(part, is_last).is_err() {
                 return Poll::Ready(Err(PumpFault::Sink));

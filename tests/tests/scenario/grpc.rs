@@ -246,6 +246,12 @@ on_both_drivers! {
         let response = client.request("POST", METHOD, &headers, base64(&sent).as_bytes()).unwrap();
         assert!(response.header("content-type").is_some_and(|kind| kind.starts_with("application/grpc-web-text")), "{:?}", response.headers);
         assert_trailers(&sent, &unbase64(&response.text()));
+        let before = upstream.request_count();
+        let whole = base64(&sent);
+        let cut = &whole.as_bytes()[..whole.len() - 1];
+        let response = proxy.connect().request("POST", METHOD, &headers, cut).unwrap();
+        assert_eq!(response.fault_kind(), "downstream/parse/bad-chunk", "base64 that ends amid four letters");
+        assert_eq!(upstream.request_count(), before, "half of a message is no request");
     }
 }
 
