@@ -113,6 +113,8 @@ kinds! {
     BadProxyHeader:    Downstream Detect   "bad-proxy-header"   0   Never   "DPE";
     /// The connection does not begin with a ClientHello that can be read.
     BadClientHello:    Downstream Detect   "bad-client-hello"   0   Never   "DPE";
+    /// A connection made to a listener that only rules of the kernel are to bring connections to: it would go on to itself.
+    AcceptLoop:        Local      Detect   "loop"               0   Never   "NR";
     /// The client did not say in time what its connection is.
     DetectTimeout:     Downstream Detect   "timeout"            0   Safe    "DT";
     /// An upgrade or CONNECT that no configuration grants.
@@ -147,6 +149,10 @@ kinds! {
     Draining:          Local      Policy   "draining"           503 Safe    "DR";
     /// The cluster wants PROXY headers, which connections shared by requests cannot tell.
     ProxyHeaderPooled: Local      Connect  "proxy-header"       503 Never   "UF";
+    /// The connection would be to a listener of this proxy.
+    ConnectLoop:       Local      Connect  "loop"               503 Never   "UF";
+    /// The cluster's endpoints are original destinations, and this connection has none.
+    NoOriginal:        Local      Balance  "no-original-destination" 503 Never "UH";
     /// The cluster has no endpoint that may be used.
     NoEndpoint:        Local      Balance  "no-endpoint"        503 Safe    "UH";
     /// Something that cannot happen did; a bug.

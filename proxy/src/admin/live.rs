@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 
 use super::render::{Format, reply};
 use super::{Admin, AdminSources};
-use crate::config::{HttpConnectionConfig, ListenerConfig, Protocol, RouteSource, Snapshot, VirtualHost};
+use crate::config::{Capture, HttpConnectionConfig, ListenerConfig, Protocol, RouteSource, Snapshot, VirtualHost};
 use crate::observe::describe;
 use crate::stats::{
     ClusterCell, Counter, Detected, EndpointCell, FaultCounters, Histogram, HistogramReport, ListenerCell, MethodCell,
@@ -228,6 +228,9 @@ pub(super) async fn listeners(State(admin): State<Admin>, format: Format) -> Res
             "direction": describe::direction(listener.direction),
             "numbers": numbers.remove(name).unwrap_or_else(|| listener_numbers(&[])),
         });
+        if listener.capture != Capture::default() {
+            told["capture"] = describe::capture(listener.capture);
+        }
         if let Some(only) = listener.only_chain() {
             add_protocol(&mut told, &only.protocol, &snapshot);
         } else {

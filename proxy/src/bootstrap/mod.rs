@@ -217,7 +217,8 @@ impl Reader {
                 self.refuse(path.as_str(), format!("its routes come by ads; {NO_ADS}"));
             }
             for address in config.addresses.iter().filter(|address| address.port() != 0) {
-                if let Some(owner) = taken.insert(*address, config.name.clone()) {
+                // What is handed to a listener takes nothing from one that is bound.
+                if let Some(owner) = taken.insert((config.capture.is_bound, *address), config.name.clone()) {
                     self.refuse(format!("{path}.address"), format!("{address} is taken by listener {owner:?}"));
                 }
             }

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{ClusterName, Http2Config, LocalRateLimit, ProxyVersion, UpstreamProtocol};
+use super::{ClusterName, Http2Config, LocalRateLimit, OriginalCluster, ProxyVersion, UpstreamProtocol};
 
 /// A named upstream group. Defaults are Envoy's.
 #[derive(Clone, Debug, PartialEq)]
@@ -51,6 +51,8 @@ pub enum Discovery {
         /// Time between look-ups. Default 5 s.
         refresh: Duration,
     },
+    /// The destinations of its connections.
+    Original(OriginalCluster),
     /// Given with the cluster.
     Static(Arc<EndpointSet>),
 }

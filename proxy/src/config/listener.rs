@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{
-    ChainName, ClusterIndex, ClusterName, Codec, FilterChain, HeaderEdits, Http2Config, Inspection, ListenerName,
-    LocalRateLimit, RouteTable, RouteTableName, Takes, Upgrade,
+    Capture, ChainName, ClusterIndex, ClusterName, Codec, FilterChain, HeaderEdits, Http2Config, Inspection,
+    ListenerName, LocalRateLimit, RouteTable, RouteTableName, Takes, Upgrade,
 };
 
 /// Which way traffic through a listener flows, seen from the workload.
@@ -26,8 +26,10 @@ pub enum Direction {
 pub struct ListenerConfig {
     /// Its name; live sockets are kept by it over updates.
     pub name: ListenerName,
-    /// At least one address. All are bound, or the listener is not ready.
+    /// At least one address. All are bound, or the listener is not ready; none where it is handed its connections.
     pub addresses: Vec<SocketAddr>,
+    /// How connections come to it.
+    pub capture: Capture,
     /// Inbound or outbound.
     pub direction: Direction,
     /// What is looked at of a connection before it gets its chain.
@@ -40,7 +42,8 @@ impl ListenerConfig {
     /// One chain for all connections, looked at by nothing.
     pub fn plain(name: ListenerName, addresses: Vec<SocketAddr>, direction: Direction, protocol: Protocol) -> Self {
         let chain = FilterChain { name: ChainName::from("any"), takes: Takes::Rest, protocol };
-        Self { name, addresses, direction, inspection: Inspection::default(), chains: vec![chain] }
+        let (capture, inspection) = Default::default();
+        Self { name, addresses, capture, direction, inspection, chains: vec![chain] }
     }
 
     /// The chain that takes every connection as it is accepted: no byte and no address of it needs to be known.

@@ -9,6 +9,7 @@
 //!
 //! **Source.** The names and defaults are Envoy's v3 API.
 
+mod capture;
 mod chain;
 mod cluster;
 mod http2;
@@ -19,6 +20,7 @@ mod publish;
 mod route;
 mod snapshot;
 
+pub use capture::{Capture, OriginalCluster, OriginalDestination};
 pub use chain::{
     ChainId, ChainMatch, FilterChain, HttpInspection, Inspection, IpPrefix, PortMatch, ProxyInspection, ProxyVersion,
     ServerNameMatch, SourceType, Takes, TlsInspection, Transport,

@@ -1,6 +1,7 @@
 //! Everything the proxy runs at one epoch, as one value.
 
 use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use super::{
@@ -65,6 +66,8 @@ pub struct Snapshot {
     route_tables: HashMap<RouteTableName, Arc<RouteTable>>,
     clusters: Vec<(Arc<ClusterConfig>, Arc<EndpointSet>)>,
     cluster_index: HashMap<ClusterName, ClusterIndex>,
+    /// Places of the listeners that are handed their connections, by address.
+    handed: HashMap<SocketAddr, usize>,
 }
 
 impl Snapshot {
@@ -76,6 +79,7 @@ impl Snapshot {
             route_tables: HashMap::new(),
             clusters: Vec::new(),
             cluster_index: HashMap::new(),
+            handed: HashMap::new(),
         }
     }
 
@@ -92,6 +96,7 @@ impl Snapshot {
             let config = &resources.clusters[name];
             let endpoints = match &config.discovery {
                 super::Discovery::Static(set) => set.clone(),
+                super::Discovery::Original(_) => Arc::default(),
                 super::Discovery::Eds(_) | super::Discovery::Dns { .. } => {
                     resources.endpoints.get(name).cloned().unwrap_or_else(|| {
                         dangling.push(Dangling::Endpoints { cluster: name.clone() });
@@ -116,7 +121,8 @@ impl Snapshot {
         listeners.sort_by(|a, b| a.name.cmp(&b.name));
         dangling.sort();
         dangling.dedup();
-        (Self { epoch, listeners, route_tables, clusters, cluster_index }, dangling)
+        let handed = handed(&listeners);
+        (Self { epoch, listeners, route_tables, clusters, cluster_index, handed }, dangling)
     }
 
     /// Listeners, sorted by name.
@@ -128,6 +134,20 @@ impl Snapshot {
     pub fn listener(&self, name: &str) -> Option<&Arc<ListenerConfig>> {
         let at = self.listeners.binary_search_by(|listener| listener.name.as_str().cmp(name)).ok()?;
         self.listeners.get(at)
+    }
+
+    /// The listener that is handed connections to `destination`: one that has it for its address, else one for its port
+    /// at every address.
+    pub fn handed_to(&self, destination: SocketAddr) -> Option<&Arc<ListenerConfig>> {
+        if self.handed.is_empty() {
+            return None;
+        }
+        let any = |ip: IpAddr| SocketAddr::new(ip, destination.port());
+        let any_v4 = destination.is_ipv4().then(|| any(Ipv4Addr::UNSPECIFIED.into()));
+        // As a socket bound to it, [::] takes IPv4 too.
+        let asked = [Some(destination), any_v4, Some(any(Ipv6Addr::UNSPECIFIED.into()))];
+        let place = asked.into_iter().flatten().find_map(|address| self.handed.get(&address))?;
+        self.listeners.get(*place)
     }
 
     /// Named route tables, in no order.
@@ -176,6 +196,17 @@ impl Snapshot {
     pub fn cluster_index(&self, name: &str) -> Option<ClusterIndex> {
         self.cluster_index.get(name).copied()
     }
+}
+
+/// Of two with the same address, the first by name.
+fn handed(listeners: &[Arc<ListenerConfig>]) -> HashMap<SocketAddr, usize> {
+    let mut handed = HashMap::new();
+    for (place, listener) in listeners.iter().enumerate().filter(|(_, listener)| !listener.capture.is_bound) {
+        for address in &listener.addresses {
+            handed.entry(*address).or_insert(place);
+        }
+    }
+    handed
 }
 
 fn link_listener(

@@ -18,7 +18,7 @@ use proto::cluster::{ClusterDiscoveryType, ClusterProtocolSelection, DiscoveryTy
 
 use super::at::{At, at};
 use super::rejection::{Converted, ResourceKind};
-use super::{endpoint, hashing, hcm, http2, policy, read};
+use super::{endpoint, hashing, hcm, http2, original, policy, read};
 use crate::config::{
     CircuitLimits, ClusterConfig, Discovery, EndpointSet, Http2Config, LoadBalancing, LocalRateLimit, OutlierDetection,
     ProxyVersion, RetryBudget, UpstreamProtocol,
@@ -50,7 +50,14 @@ fn read_cluster(cluster: At<'_, proto::Cluster>) -> Option<ClusterConfig> {
     };
     let balancing = balancing(cluster);
     let limits = at!(cluster.circuit_breakers).set().map_or(Some(DEFAULT_LIMITS), circuit_limits);
-    let outlier = at!(cluster.outlier_detection).set().map(outlier);
+    let outlier = match at!(cluster.outlier_detection).set() {
+        // A destination has no other endpoint that could serve in its place.
+        Some(given) if original::is_original(cluster) => {
+            given.ignore();
+            None
+        }
+        given => given.map(outlier),
+    };
     let proxy_header = at!(cluster.transport_socket).set().map(transport_socket);
     let matches = at!(cluster.transport_socket_matches);
     for choice in matches.each() {
@@ -135,12 +142,7 @@ fn discovery(cluster: At<'_, proto::Cluster>, name: &str) -> Option<Discovery> {
             Some(Discovery::Eds(service.into()))
         }
         DiscoveryType::LogicalDns => dns(cluster, false),
-        DiscoveryType::OriginalDst => {
-            if let Some(ClusterDiscoveryType::Type(kind)) = &cluster.value.cluster_discovery_type {
-                cluster.field("type", kind).refuse("ORIGINAL_DST is not served; use STATIC, STRICT_DNS or EDS");
-            }
-            None
-        }
+        DiscoveryType::OriginalDst => original::discovery(cluster).map(Discovery::Original),
         DiscoveryType::Static => {
             let set = match at!(cluster.load_assignment).set() {
                 None => EndpointSet { endpoints: Vec::new(), overprovisioning_percent: 140 },
@@ -184,6 +186,9 @@ fn dns(cluster: At<'_, proto::Cluster>, strict: bool) -> Option<Discovery> {
 }
 
 fn balancing(cluster: At<'_, proto::Cluster>) -> Option<LoadBalancing> {
+    if original::is_original(cluster) {
+        return original::balancing(cluster);
+    }
     if let Some(list) = at!(cluster.load_balancing_policy).set() {
         return listed_balancing(list);
     }
@@ -216,7 +221,7 @@ fn balancing(cluster: At<'_, proto::Cluster>) -> Option<LoadBalancing> {
         LbPolicy::RoundRobin => Some(LoadBalancing::RoundRobin),
         other => {
             given.refuse(format_args!(
-                "{} is not served; use ROUND_ROBIN, LEAST_REQUEST, RANDOM, RING_HASH or MAGLEV",
+                "{} is not served here; use ROUND_ROBIN, LEAST_REQUEST, RANDOM, RING_HASH or MAGLEV",
                 other.as_str_name()
             ));
             None

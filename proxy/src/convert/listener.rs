@@ -6,7 +6,7 @@ use envoy_types::pb::envoy::config::listener::v3 as proto;
 use super::at::{At, at};
 use super::rejection::{Converted, ResourceKind};
 use super::{filter_chain, listener_filter, read};
-use crate::config::{Direction, ListenerConfig};
+use crate::config::{Capture, Direction, ListenerConfig, OriginalDestination};
 
 /// Converts an encoded Listener.
 pub fn listener(encoded: &[u8]) -> Converted<ListenerConfig> {
@@ -26,12 +26,18 @@ fn read_listener(listener: At<'_, proto::Listener>) -> Option<ListenerConfig> {
     let direction = at!(listener.traffic_direction).one_of::<TrafficDirection>();
     let chains = filter_chain::filter_chains(&listener, &shown);
     let inspection = listener_filter::inspection(&listener, chains.as_deref().unwrap_or_default());
+    let capture = capture(listener);
+    if !capture.is_bound && capture.original == OriginalDestination::HandsOver {
+        at!(listener.use_original_dst)
+            .refuse("a listener that is handed its connections hands none over; set one of both");
+    }
     if addresses.len() != more.value.len() + 1 {
         return None;
     }
     Some(ListenerConfig {
         name: name?.into(),
         addresses,
+        capture,
         direction: match direction? {
             TrafficDirection::Inbound => Direction::Inbound,
             TrafficDirection::Outbound => Direction::Outbound,
@@ -40,6 +46,20 @@ fn read_listener(listener: At<'_, proto::Listener>) -> Option<ListenerConfig> {
         inspection: inspection?,
         chains: chains?,
     })
+}
+
+/// How connections come to the listener.
+fn capture(listener: At<'_, proto::Listener>) -> Capture {
+    let hands_over = at!(listener.use_original_dst).flag(false);
+    Capture {
+        is_bound: at!(listener.bind_to_port).flag(true),
+        is_transparent: at!(listener.transparent).flag(false),
+        original: match hands_over {
+            true => OriginalDestination::HandsOver,
+            false if listener_filter::asks_original(&listener) => OriginalDestination::Asked,
+            false => OriginalDestination::Unasked,
+        },
+    }
 }
 
 fn refuse_other_kinds(listener: At<'_, proto::Listener>) {
@@ -57,14 +77,5 @@ fn refuse_other_kinds(listener: At<'_, proto::Listener>) {
     }
     if let Some(proto::listener::ListenerSpecifier::InternalListener(internal)) = &listener.value.listener_specifier {
         listener.field("internal_listener", internal).refuse("internal listeners are not served");
-    }
-    if !at!(listener.bind_to_port).flag(true) {
-        at!(listener.bind_to_port).refuse("a listener without a port of its own is not served");
-    }
-    if at!(listener.use_original_dst).flag(false) {
-        at!(listener.use_original_dst).refuse("hand-off by original destination is not served");
-    }
-    if at!(listener.transparent).flag(false) {
-        at!(listener.transparent).refuse("transparent sockets are not served");
     }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use envoy_types::pb::envoy::config::core::v3::proxy_protocol_config::Version;
 use envoy_types::pb::envoy::config::listener::v3 as proto;
 use envoy_types::pb::envoy::extensions::filters::listener::http_inspector::v3::HttpInspector;
+use envoy_types::pb::envoy::extensions::filters::listener::original_dst::v3::OriginalDst;
 use envoy_types::pb::envoy::extensions::filters::listener::proxy_protocol::v3::ProxyProtocol;
 use envoy_types::pb::envoy::extensions::filters::listener::tls_inspector::v3::TlsInspector;
 use envoy_types::pb::envoy::r#type::v3::Int32Range;
@@ -41,6 +42,17 @@ pub(super) fn inspection(listener: &At<'_, proto::Listener>, chains: &[FilterCha
     all_read.then_some(inspection)
 }
 
+/// Whether one of the filters is `original_dst`.
+pub(super) fn asks_original(listener: &At<'_, proto::Listener>) -> bool {
+    use proto::listener_filter::ConfigType;
+    let listener = *listener;
+    let filters = at!(listener.listener_filters);
+    filters.each().any(|filter| match &filter.value.config_type {
+        Some(ConfigType::TypedConfig(any)) => filter.field("typed_config", any).is::<OriginalDst>(),
+        Some(ConfigType::ConfigDiscovery(_)) | None => false,
+    })
+}
+
 fn needs_tls(chain: &FilterChain) -> bool {
     let Takes::Match(asked) = &chain.takes else { return false };
     let asks_names = !asked.server_names.is_empty() || !asked.protocols.is_empty();
@@ -66,7 +78,15 @@ fn listener_filter(filter: &At<'_, proto::ListenerFilter>, inspection: &mut Insp
         None => None,
         Some(predicate) => Some(port_match(&predicate, 0)?),
     };
-    let is_again = if any.is::<TlsInspector>() {
+    let is_again = if any.is::<OriginalDst>() {
+        // Its place among the others is of no account: the kernel is asked before the first byte is read.
+        any.unpack::<OriginalDst>()?;
+        if off.is_some() {
+            at!(filter.filter_disabled).refuse("is not served for original_dst; remove it");
+            return None;
+        }
+        false
+    } else if any.is::<TlsInspector>() {
         let tls = any.unpack::<TlsInspector>()?;
         inspection.tls.replace(tls_inspector(&any.with(&tls), off)?).is_some()
     } else if any.is::<HttpInspector>() {

@@ -27,6 +27,7 @@ mod http2;
 mod listener;
 mod listener_filter;
 mod matcher;
+mod original;
 mod policy;
 mod read;
 mod rejection;

@@ -10,8 +10,9 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::config::{
-    Codec, Discovery, HashCookie, HashPolicy, HashSource, HeaderTest, Inspection, LoadBalancing, PathMatch, Protocol,
-    ProxyVersion, RouteAction, TlsInspection, UpstreamProtocol,
+    Capture, Codec, Discovery, HashCookie, HashPolicy, HashSource, HeaderTest, Inspection, LoadBalancing,
+    OriginalCluster, OriginalDestination, PathMatch, Protocol, ProxyVersion, RouteAction, TlsInspection,
+    UpstreamProtocol,
 };
 
 /// Lays `over` over `base`: objects merge, the rest replaces.
@@ -153,10 +154,10 @@ fn clusters_keep_their_constraints() {
             (json!({ "name": "a\nb" }), "name: \"a\\nb\" has control characters"),
             (json!({ "type": "EDS" }), "eds_cluster_config: is not set"),
             (json!({ "type": "EDS", "eds_cluster_config": {} }), "eds_cluster_config.eds_config: is not set"),
-            (json!({ "type": "ORIGINAL_DST" }), "type: ORIGINAL_DST is not served"),
+            (json!({ "type": "ORIGINAL_DST" }), "lb_policy: ROUND_ROBIN is not for ORIGINAL_DST; use CLUSTER_PROVIDED"),
             (json!({ "type": "STRICT_DNS" }), "load_assignment: is not set"),
             (json!({ "type": "STRICT_DNS", "dns_refresh_rate": "0s" }), "dns_refresh_rate: 0s is not above 0s"),
-            (json!({ "lb_policy": "CLUSTER_PROVIDED" }), "lb_policy: CLUSTER_PROVIDED is not served"),
+            (json!({ "lb_policy": "CLUSTER_PROVIDED" }), "lb_policy: CLUSTER_PROVIDED is not served here"),
             (
                 json!({ "lb_policy": "LEAST_REQUEST", "least_request_lb_config": { "choice_count": 1 } }),
                 "least_request_lb_config.choice_count: 1 is not in 2..=",
@@ -567,7 +568,10 @@ fn listeners_keep_their_constraints() {
                 json!({ "filter_chains": [{}] }),
                 "filter_chains[0].filters: does not end in the HTTP connection manager or the TCP proxy",
             ),
-            (json!({ "bind_to_port": false }), "bind_to_port: "),
+            (
+                json!({ "bind_to_port": false, "use_original_dst": true }),
+                "use_original_dst: a listener that is handed its connections hands none over",
+            ),
         ],
     );
 }
@@ -768,7 +772,11 @@ fn listener_filters_keep_their_constraints() {
             json!([listener_filter(PROXY, &json!({ "disallowed_versions": ["V1", "V2"] }))]),
             "disallowed_versions: names both",
         ),
-        (json!([listener_filter("original_dst.v3.OriginalDst", &none)]), "[0].typed_config: listener filter envoy"),
+        (
+            json!([off(listener_filter("original_dst.v3.OriginalDst", &none), range(1, 2))]),
+            "[0].filter_disabled: is not served for original_dst",
+        ),
+        (json!([listener_filter("original_src.v3.OriginalSrc", &none)]), "[0].typed_config: listener filter envoy"),
         (json!([{ "name": "f" }]), "[0]: has no typed_config"),
         (json!([off(listener_filter(TLS, &none), json!({}))]), "[0].filter_disabled: has no rule"),
         (json!([off(listener_filter(TLS, &none), range(5, 5))]), "destination_port_range: 5..5 is not a range"),
@@ -794,6 +802,79 @@ fn listener_filters_keep_their_constraints() {
     assert_eq!((read.is_optional, read.refused), (true, Some(ProxyVersion::V2)));
     assert_eq!(inspection.tls.unwrap().off.unwrap().to_string(), "(1..2 or not 3..4)");
     assert!(inspection.http.is_some() && inspection.timeout.is_none() && inspection.goes_on);
+}
+
+#[test]
+fn listeners_say_how_connections_come_to_them() {
+    let read = |over: &Value| read_listener(&listener_of(&[chain("", &json!({}))], over)).result.unwrap();
+    let asking = json!({ "listener_filters": [listener_filter("original_dst.v3.OriginalDst", &json!({}))] });
+    let capture = |is_bound, is_transparent, original| Capture { is_bound, is_transparent, original };
+    for (over, expected) in [
+        (json!({}), Capture::default()),
+        (json!({ "bind_to_port": true, "use_original_dst": false }), Capture::default()),
+        (asking.clone(), capture(true, false, OriginalDestination::Asked)),
+        (with(asking, &json!({ "use_original_dst": true })), capture(true, false, OriginalDestination::HandsOver)),
+        (json!({ "bind_to_port": false }), capture(false, false, OriginalDestination::Unasked)),
+        (json!({ "transparent": true, "use_original_dst": true }), capture(true, true, OriginalDestination::HandsOver)),
+    ] {
+        let listener = read(&over);
+        assert_eq!(listener.capture, expected, "{over}");
+        assert_eq!(listener.bound_addresses().is_empty(), !expected.is_bound);
+        assert_eq!(listener.knows_destinations(), expected != Capture::default());
+        assert!(!listener.is_behind_rules(), "it does not say which way its traffic flows");
+    }
+    let beside = read(&json!({ "use_original_dst": true, "traffic_direction": "OUTBOUND" }));
+    assert!(beside.is_behind_rules());
+}
+
+#[test]
+fn original_destinations_may_be_endpoints() {
+    let original = json!({ "type": "ORIGINAL_DST", "lb_policy": "CLUSTER_PROVIDED" });
+    let base = with(base_cluster(), &original);
+    let read = |over: &Value| read_cluster(&with(base.clone(), over));
+    let plain = OriginalCluster { header: None, port: None, cleanup_interval: Duration::from_secs(5) };
+    for (over, expected) in [
+        (json!({}), plain.clone()),
+        (
+            json!({ "cleanup_interval": "1s" }),
+            OriginalCluster { cleanup_interval: Duration::from_secs(1), ..plain.clone() },
+        ),
+        (
+            json!({ "original_dst_lb_config": { "use_http_header": true } }),
+            OriginalCluster { header: Some("x-envoy-original-dst-host".into()), ..plain.clone() },
+        ),
+        (
+            json!({ "original_dst_lb_config":
+                { "use_http_header": true, "http_header_name": "X-To", "upstream_port_override": 65535 } }),
+            OriginalCluster { header: Some("x-to".into()), port: Some(65_535), ..plain },
+        ),
+    ] {
+        let converted = read(&over);
+        assert_eq!(converted.ignored, Vec::<String>::new(), "{over}");
+        assert_eq!(converted.result.unwrap().discovery, Discovery::Original(expected), "{over}");
+    }
+    let outlier = read(&json!({ "outlier_detection": {} }));
+    assert_eq!(outlier.ignored, ["cluster.outlier_detection"]);
+    assert!(outlier.result.unwrap().outlier.is_none());
+    all_refused(
+        read_cluster,
+        &base,
+        &[
+            (json!({ "load_assignment": { "cluster_name": "pay" } }), "load_assignment: is not for ORIGINAL_DST"),
+            (json!({ "load_balancing_policy": {} }), "load_balancing_policy: is not for ORIGINAL_DST"),
+            (json!({ "cleanup_interval": "0s" }), "cleanup_interval: 0s is not above 0s"),
+            (json!({ "original_dst_lb_config": { "upstream_port_override": 65536 } }), "65536 is not in 1..=65535"),
+            (json!({ "original_dst_lb_config": { "upstream_port_override": 0 } }), "0 is not in 1..=65535"),
+            (
+                json!({ "original_dst_lb_config": { "use_http_header": true, "http_header_name": "a b" } }),
+                "original_dst_lb_config.http_header_name: \"a b\" is not a header name",
+            ),
+            (
+                json!({ "original_dst_lb_config": { "metadata_key": { "key": "k" } } }),
+                "original_dst_lb_config.metadata_key: ",
+            ),
+        ],
+    );
 }
 
 #[test]

@@ -142,7 +142,10 @@ impl GrpcCode {
             | Kind::BadClientHello
             | Kind::DetectTimeout
             | Kind::NoFilterChain
-            | Kind::ProxyHeaderPooled => Self::Unavailable,
+            | Kind::ProxyHeaderPooled
+            | Kind::AcceptLoop
+            | Kind::ConnectLoop
+            | Kind::NoOriginal => Self::Unavailable,
         }
     }
 }

@@ -33,7 +33,7 @@ use crate::worker::{Limit, ListenerView, LiveRoute, Routes, View};
 #[derive(Debug)]
 pub(super) struct Matched<'a> {
     pub(super) view: &'a Rc<View>,
-    listener: &'a ListenerView,
+    pub(super) listener: &'a ListenerView,
     pub(super) http: &'a HttpConnectionConfig,
     pub(super) routes: &'a Routes,
     pub(super) host: &'a VirtualHost,

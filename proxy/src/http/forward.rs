@@ -162,6 +162,10 @@ impl Downstream {
             };
             return self.refuse_matched(fault, matched, answering).await;
         };
+        let cluster = match self.toward(cluster, matched) {
+            Ok(cluster) => cluster,
+            Err(fault) => return self.refuse_matched(fault, matched, answering).await,
+        };
         let weighted = match chosen {
             Chosen::Linked { weighted, .. } => weighted,
             Chosen::Missing | Chosen::Named(_) => None,

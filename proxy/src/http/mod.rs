@@ -27,6 +27,7 @@ mod head;
 mod http1_server;
 mod http2_server;
 mod inlet;
+mod original;
 mod pump;
 mod relay;
 mod respond;

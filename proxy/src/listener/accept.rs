@@ -10,8 +10,9 @@ use std::time::Duration;
 use outrigger_reactor::{Accepted, TcpListener, TcpStream, now, sleep, spawn};
 
 use super::arrive::Arrival;
+use super::captured;
 use super::crew::{Crew, Passing};
-use crate::config::{ListenerName, Protocol};
+use crate::config::{ListenerName, OriginalDestination, Protocol};
 use crate::drain::Watch;
 use crate::tcp::Origin;
 use crate::worker::{ListenerView, View, Worker};
@@ -47,30 +48,43 @@ pub async fn accept(worker: Rc<Worker>, crew: Crew, listener: ListenerName, sock
             }
         }
     }
-    for (stream, peer) in socket.close() {
+    for (stream, _) in socket.close() {
         cell.accepted.add_one();
-        serve_stream(&worker, &listener, stream, peer);
+        serve_stream(&worker, &listener, stream);
     }
 }
 
 /// Serves an accepted connection on this worker.
 pub(super) fn serve(worker: &Rc<Worker>, listener: &ListenerName, accepted: Accepted) {
-    let peer = accepted.peer_addr();
     match accepted.open() {
-        Ok(stream) => serve_stream(worker, listener, stream, peer),
+        Ok(stream) => serve_stream(worker, listener, stream),
         Err(error) => note_failure(worker, listener, &error),
     }
 }
 
-fn serve_stream(worker: &Rc<Worker>, listener: &ListenerName, stream: TcpStream, peer: SocketAddr) {
+fn serve_stream(worker: &Rc<Worker>, listener: &ListenerName, stream: TcpStream) {
     let view = worker.view();
     // It went while the connection was on its way.
     let Some(first) = view.listener(listener) else { return };
+    match first.config().capture.original {
+        OriginalDestination::Unasked => serve_under(worker, &view, first, stream, None),
+        OriginalDestination::Asked | OriginalDestination::HandsOver => captured::serve(worker, &view, first, stream),
+    }
+}
+
+/// Serves a connection under a listener, of which `first` is the first chain; made to `destination`, or where it was accepted.
+pub(super) fn serve_under(
+    worker: &Rc<Worker>,
+    view: &Rc<View>,
+    first: &ListenerView,
+    stream: TcpStream,
+    destination: Option<SocketAddr>,
+) {
     if first.config().only_chain().is_some() {
-        let origin = Origin { source: peer, destination: None, first_word: None };
-        start(worker, &view, first, stream, origin);
+        let origin = Origin { source: stream.peer_addr(), destination, first_word: None };
+        start(worker, view, first, stream, origin);
     } else {
-        spawn(Arrival::new(worker, first.config(), stream, peer).serve()).detach();
+        spawn(Arrival::new(worker, first.config(), stream, destination).serve()).detach();
     }
 }
 

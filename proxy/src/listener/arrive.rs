@@ -95,15 +95,21 @@ struct Seen {
 }
 
 impl Arrival {
-    pub(super) fn new(worker: &Rc<Worker>, config: &Arc<ListenerConfig>, stream: TcpStream, peer: SocketAddr) -> Self {
+    /// A connection made to `destination`, or else where it was accepted.
+    pub(super) fn new(
+        worker: &Rc<Worker>,
+        config: &Arc<ListenerConfig>,
+        stream: TcpStream,
+        destination: Option<SocketAddr>,
+    ) -> Self {
         let cell = worker.listener_cell(&config.name);
         cell.connections.add(1);
         Self {
             worker: worker.clone(),
             clock: Clock::new(config.inspection.timeout, worker.drain.watch()),
             config: config.clone(),
-            destination: stream.local_addr(),
-            source: peer,
+            destination: destination.unwrap_or_else(|| stream.local_addr()),
+            source: stream.peer_addr(),
             stream,
             held: Held::default(),
             cell: Counted(cell),

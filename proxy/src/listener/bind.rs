@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, TcpListener};
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use crate::config::{ListenerName, Snapshot};
 
@@ -14,7 +14,14 @@ const BACKLOG: i32 = 4096;
 /// The bound sockets of this process.
 #[derive(Debug, Default)]
 pub struct Sockets {
-    bound: BTreeMap<(ListenerName, SocketAddr), TcpListener>,
+    bound: BTreeMap<(ListenerName, SocketAddr), Bound>,
+}
+
+/// A bound socket. Duplicates share what is set on it.
+#[derive(Debug)]
+struct Bound {
+    socket: TcpListener,
+    is_transparent: bool,
 }
 
 /// One step from one snapshot's sockets to the next's.
@@ -57,30 +64,33 @@ impl Sockets {
         let mut changes = Vec::new();
         let mut errors = Vec::new();
         self.bound.retain(|(listener, configured), _| {
-            let stays = snapshot.listener(listener.as_str()).is_some_and(|l| l.addresses.contains(configured));
+            let stays = snapshot.listener(listener.as_str()).is_some_and(|l| l.bound_addresses().contains(configured));
             if !stays {
                 changes.push(Change::Unlisten { listener: listener.clone(), configured: *configured });
             }
             stays
         });
         for listener in snapshot.listeners() {
-            for &configured in &listener.addresses {
+            let is_transparent = listener.capture.is_transparent;
+            for &configured in listener.bound_addresses() {
                 let key = (listener.name.clone(), configured);
-                if self.bound.contains_key(&key) {
-                    continue;
-                }
-                match bind(configured) {
-                    Ok(socket) => {
-                        self.bound.insert(key, socket);
-                        changes.push(Change::Listen { listener: listener.name.clone(), configured });
-                    }
-                    Err(cause) => errors.push(BindError {
-                        listener: listener.name.clone(),
-                        address: configured,
-                        remedy: remedy(&cause),
-                        cause,
-                    }),
-                }
+                let failed = match self.bound.get_mut(&key) {
+                    Some(bound) => bound.set_transparent(is_transparent).err(),
+                    None => match Bound::new(configured, is_transparent) {
+                        Ok(bound) => {
+                            self.bound.insert(key, bound);
+                            changes.push(Change::Listen { listener: listener.name.clone(), configured });
+                            None
+                        }
+                        Err(cause) => Some(cause),
+                    },
+                };
+                errors.extend(failed.map(|cause| BindError {
+                    listener: listener.name.clone(),
+                    address: configured,
+                    remedy: remedy(&cause, is_transparent),
+                    cause,
+                }));
             }
         }
         (changes, errors)
@@ -88,12 +98,15 @@ impl Sockets {
 
     /// A duplicate of a bound socket, for one worker.
     pub fn duplicate(&self, listener: &ListenerName, configured: SocketAddr) -> Option<io::Result<TcpListener>> {
-        self.bound.get(&(listener.clone(), configured)).map(TcpListener::try_clone)
+        self.bound.get(&(listener.clone(), configured)).map(|bound| bound.socket.try_clone())
     }
 
     /// Name and actual address of everything bound (a configured port 0 shows the port it got).
     pub fn addresses(&self) -> Vec<(ListenerName, SocketAddr)> {
-        self.bound.iter().filter_map(|((name, _), socket)| Some((name.clone(), socket.local_addr().ok()?))).collect()
+        self.bound
+            .iter()
+            .filter_map(|((name, _), bound)| Some((name.clone(), bound.socket.local_addr().ok()?)))
+            .collect()
     }
 
     /// Closes everything.
@@ -105,21 +118,42 @@ impl Sockets {
     }
 }
 
-/// Binds without SO_REUSEPORT: a second proxy on the same address must fail, not share the traffic in silence.
-fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    socket.set_reuse_address(true)?;
-    if address.is_ipv6() {
-        socket.set_only_v6(!address.ip().is_unspecified())?;
+impl Bound {
+    /// Binds without SO_REUSEPORT: a second proxy on the same address must fail, not share the traffic in silence.
+    fn new(address: SocketAddr, is_transparent: bool) -> io::Result<Self> {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        socket.set_reuse_address(true)?;
+        if address.is_ipv6() {
+            socket.set_only_v6(!address.ip().is_unspecified())?;
+        }
+        if is_transparent {
+            take_any_address(&SockRef::from(&socket), true)?;
+        }
+        socket.bind(&address.into())?;
+        socket.listen(BACKLOG)?;
+        socket.set_nonblocking(true)?;
+        Ok(Self { socket: socket.into(), is_transparent })
     }
-    socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    socket.set_nonblocking(true)?;
-    Ok(socket.into())
+
+    fn set_transparent(&mut self, is_transparent: bool) -> io::Result<()> {
+        if self.is_transparent != is_transparent {
+            take_any_address(&SockRef::from(&self.socket), is_transparent)?;
+            self.is_transparent = is_transparent;
+        }
+        Ok(())
+    }
 }
 
-fn remedy(cause: &io::Error) -> &'static str {
+/// Lets a socket take connections to addresses that are not this machine's. One flag of the kernel for both families.
+fn take_any_address(socket: &SockRef<'_>, may: bool) -> io::Result<()> {
+    socket.set_ip_transparent_v4(may)
+}
+
+fn remedy(cause: &io::Error, is_transparent: bool) -> &'static str {
     match cause.kind() {
+        ErrorKind::PermissionDenied if is_transparent => {
+            "transparent takes CAP_NET_ADMIN: grant it, or redirect in place of TPROXY and set transparent to false"
+        }
         ErrorKind::AddrInUse => "another process holds the port: stop it or choose another port_value",
         ErrorKind::PermissionDenied => "ports below 1024 need CAP_NET_BIND_SERVICE: choose a higher port_value",
         ErrorKind::AddrNotAvailable => {

@@ -12,6 +12,7 @@
 mod accept;
 mod arrive;
 mod bind;
+mod captured;
 mod crew;
 
 pub use accept::accept;

@@ -176,6 +176,10 @@ pub struct ListenerCell {
     pub detected: [Counter; Detected::ALL.len()],
     /// PROXY headers taken off.
     pub proxy_headers: Counter,
+    /// Connections handed to the listener that has their original destination for its address.
+    pub handed: Counter,
+    /// Heartbeats of the capture answered.
+    pub heartbeats: Counter,
     /// Times a destination was found to have a server that speaks first.
     pub server_first: Counter,
 }

@@ -117,6 +117,7 @@ impl Downstream {
         let name = share.map(|share| Arc::from(share.cluster.as_str())).unwrap_or_default();
         let cluster = share.and_then(|share| share.index).and_then(|index| view.cluster_at(index, worker));
         let cluster = cluster.ok_or_else(|| Fault::new(Kind::NoCluster).with_cluster(name))?;
+        let cluster = self.toward(cluster, view)?;
         self.admit(&cluster)?;
         let hash = settings.hashes_source.then(|| hash_of(self.source.ip().to_canonical().to_string().as_bytes()));
         let mut tried = Vec::new();
@@ -134,6 +135,19 @@ impl Downstream {
             }
         }
         Err(Fault::new(failed).with_cluster(cluster.name().clone()))
+    }
+
+    /// The cluster itself, or, where its endpoints are original destinations, what it has for this connection's.
+    fn toward(&self, cluster: Rc<Cluster>, view: &View) -> Result<Rc<Cluster>, Fault> {
+        let Some(original) = cluster.original() else { return Ok(cluster) };
+        let is_known = view.listener(&self.open.listener).is_some_and(|chain| chain.config().knows_destinations());
+        let mut destination = self.ends().destination;
+        destination.set_port(original.port.unwrap_or(destination.port()));
+        let part = if is_known { cluster.toward(destination, &self.worker) } else { Err(Kind::NoOriginal) };
+        part.map_err(|kind| {
+            cluster.cell.faults.add_one(kind);
+            Fault::new(kind).with_cluster(cluster.name().clone())
+        })
     }
 
     /// One connect to one endpoint, which is told to outlier detection.

@@ -1,17 +1,19 @@
 //! One cluster on one worker: picking, connecting, judging.
 
 use std::cell::RefCell;
-use std::rc::Rc;
+use std::net::SocketAddr;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use outrigger_reactor::{Buf, now};
 
+use super::originals::Originals;
 use super::{ClusterState, Worker};
 use crate::balance::{Balancer, Draw, Ejected, Live, Pick, Record, Ruling, Seen};
 use crate::chance::Chance;
-use crate::config::{ClusterConfig, EndpointSet};
+use crate::config::{ClusterConfig, Discovery, EndpointConfig, EndpointHealth, EndpointSet, OriginalCluster};
 use crate::fault::Kind;
 use crate::grpc::GrpcCode;
 use crate::policy::TokenBucket;
@@ -38,6 +40,18 @@ pub struct Cluster {
     slots: Slots,
     bucket: Option<Arc<TokenBucket>>,
     methods: Rc<MethodTable>,
+    kin: Kin,
+}
+
+/// What a cluster has to do with others of its name.
+#[derive(Debug)]
+enum Kin {
+    /// Nothing: there are no others.
+    None,
+    /// It is one original destination of these.
+    OneOf(Weak<Originals>),
+    /// Its endpoints are these.
+    Whole(Rc<Originals>),
 }
 
 /// Why no connection could be had.
@@ -89,6 +103,10 @@ impl Cluster {
             worker.shared.buckets.bucket(limit, now_ns)
         });
         let counted = worker.counted(&name, &state);
+        let kin = match &config.discovery {
+            Discovery::Original(_) => Kin::Whole(Rc::default()),
+            Discovery::Dns { .. } | Discovery::Eds(_) | Discovery::Static(_) => Kin::None,
+        };
         Self {
             cell: counted.cell,
             methods: counted.methods,
@@ -101,7 +119,82 @@ impl Cluster {
             state,
             set,
             config,
+            kin,
         }
+    }
+
+    /// As this one, with `destination` for its only endpoint. Outlier detection has nothing to choose between there.
+    pub(super) fn with_endpoint(&self, destination: SocketAddr, family: &Rc<Originals>) -> Self {
+        let endpoint = EndpointConfig {
+            address: destination,
+            weight: 1,
+            priority: 0,
+            locality: "".into(),
+            health: EndpointHealth::Unknown,
+        };
+        let set = Arc::new(EndpointSet { endpoints: vec![endpoint], overprovisioning_percent: 0 });
+        let balancer = Balancer::new(self.config.balancing, &set, self.config.panic_threshold_percent);
+        Self {
+            config: self.config.clone(),
+            cell: self.cell.clone(),
+            state: self.state.clone(),
+            set,
+            name: self.name.clone(),
+            endpoints: vec![Rc::new(Endpoint::new(destination, family.cell().clone()))],
+            records: vec![None],
+            balancer: RefCell::new(balancer),
+            slots: self.slots.clone(),
+            bucket: self.bucket.clone(),
+            methods: self.methods.clone(),
+            kin: Kin::OneOf(Rc::downgrade(family)),
+        }
+    }
+
+    /// Its destinations, where they are its endpoints.
+    pub(super) fn originals(&self) -> Option<&Rc<Originals>> {
+        match &self.kin {
+            Kin::Whole(originals) => Some(originals),
+            Kin::None | Kin::OneOf(_) => None,
+        }
+    }
+
+    /// How its destinations are found, where they are its endpoints: it is then of use only by [`Cluster::toward`] one.
+    pub fn original(&self) -> Option<&OriginalCluster> {
+        match &self.config.discovery {
+            Discovery::Original(original) if matches!(self.kin, Kin::Whole(_)) => Some(original),
+            Discovery::Dns { .. } | Discovery::Eds(_) | Discovery::Original(_) | Discovery::Static(_) => None,
+        }
+    }
+
+    /// Closes an idle connection: its place is needed.
+    fn close_idle(&self) -> bool {
+        match &self.kin {
+            Kin::None => self.close_own(),
+            Kin::OneOf(family) => family.upgrade().is_some_and(|family| family.close_one()),
+            Kin::Whole(originals) => originals.close_one(),
+        }
+    }
+
+    /// As above, of its own endpoints.
+    pub(super) fn close_own(&self) -> bool {
+        self.endpoints.iter().any(|other| other.close_one())
+    }
+
+    /// Idle connections of its own endpoints.
+    pub(super) fn idle_connections(&self) -> usize {
+        self.endpoints.iter().map(|endpoint| endpoint.idle_connections()).sum()
+    }
+
+    /// Closes connections of its own endpoints that were idle for too long.
+    pub(super) fn sweep_own(&self, now: Instant, reuse: Reuse) {
+        for endpoint in &self.endpoints {
+            endpoint.sweep(now, reuse);
+        }
+    }
+
+    /// Its endpoints keep no connection from now on.
+    pub(super) fn retire(&self) {
+        self.endpoints.iter().for_each(|endpoint| endpoint.retire());
     }
 
     /// Its name, for faults and counters.
@@ -154,7 +247,7 @@ impl Cluster {
                 return connected.map_err(OpenFault::Connect);
             }
             // Idle connections to other endpoints give way to the one that is wanted.
-            if self.endpoints.iter().any(|other| other.close_one()) {
+            if self.close_idle() {
                 continue;
             }
             self.slots.turn().await;
@@ -177,7 +270,7 @@ impl Cluster {
             if let Some(slot) = self.slots.try_take(limits.max_connections) {
                 break slot;
             }
-            if !self.endpoints.iter().any(|other| other.close_one()) {
+            if !self.close_idle() {
                 return Err(OpenFault::TooManyConnections);
             }
         };
@@ -214,7 +307,7 @@ impl Cluster {
             };
             let Some(slot) = self.slots.try_take(limits.max_connections) else {
                 drop(opening);
-                if !self.endpoints.iter().any(|other| other.close_one()) {
+                if !self.close_idle() {
                     self.slots.turn().await;
                 }
                 continue;
@@ -239,7 +332,7 @@ impl Cluster {
         connection.give_back(now(), self.reuse());
     }
 
-    fn reuse(&self) -> Reuse {
+    pub(super) fn reuse(&self) -> Reuse {
         Reuse { idle_timeout: self.config.idle_timeout, max_requests: self.config.max_requests_per_connection }
     }
 

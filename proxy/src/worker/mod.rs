@@ -15,12 +15,15 @@
 //! **Limits.** Nothing is built for a cluster or a route before its first request.
 
 mod cluster;
+mod originals;
+mod own;
 mod server_first;
 mod shared;
 mod spare;
 mod view;
 
 pub use cluster::{Cluster, InFlight, OpenFault};
+pub use own::Own;
 pub use server_first::{Destination, FirstWord, ServerFirst};
 pub use shared::{ClusterState, Shared};
 pub use spare::Spare;
@@ -185,6 +188,7 @@ impl Worker {
     pub fn sweep(&self) {
         let view = self.view();
         let now = now();
+        view.sweep_originals(now);
         self.slots.borrow_mut().retain(|cluster, _| view.has_cluster(cluster.as_str()));
         self.cluster_cells.borrow_mut().retain(|cluster, _| view.has_cluster(cluster));
         self.endpoints.borrow_mut().retain(|(cluster, address), endpoint| match view.reuse_of(cluster, *address) {

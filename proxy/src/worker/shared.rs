@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::ServerFirst;
+use super::{Own, ServerFirst};
 use crate::balance::Ejector;
 use crate::config::{ClusterName, Snapshot};
 use crate::policy::{Buckets, CircuitState};
@@ -24,6 +24,8 @@ pub struct Shared {
     pub started_at: Duration,
     /// Destinations whose server speaks first.
     pub server_first: Arc<ServerFirst>,
+    /// Where this process listens itself.
+    pub own: Own,
     clusters: Mutex<HashMap<ClusterName, Arc<ClusterState>>>,
 }
 
@@ -48,6 +50,7 @@ impl Shared {
             started,
             started_at: super::wall_clock(),
             server_first: Arc::new(ServerFirst::new(started)),
+            own: Own::default(),
             clusters: Mutex::default(),
         })
     }

@@ -5,13 +5,14 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Instant;
 
 use outrigger_reactor::now;
 
 use super::{Cluster, Worker};
 use crate::config::{
-    ChainId, ClusterIndex, ClusterName, HttpConnectionConfig, ListenerConfig, ListenerName, LocalRateLimit, Protocol,
-    RouteTable, Snapshot,
+    ChainId, ClusterIndex, ClusterName, EndpointSet, HttpConnectionConfig, ListenerConfig, ListenerName,
+    LocalRateLimit, Protocol, RouteTable, Snapshot,
 };
 use crate::policy::TokenBucket;
 use crate::route;
@@ -143,10 +144,26 @@ impl View {
         }
         let (config, set) = self.snapshot.cluster(index)?;
         let cluster = match self.before.borrow_mut().remove(&config.name) {
-            Some(old) if Arc::ptr_eq(&old.config, config) && Arc::ptr_eq(&old.set, set) => old,
+            Some(old) if Arc::ptr_eq(&old.config, config) && (Arc::ptr_eq(&old.set, set) || has_none(&old, set)) => old,
             _ => Rc::new(Cluster::new(config.clone(), set.clone(), worker)),
         };
         Some(place.insert(cluster).clone())
+    }
+
+    /// The chains of the listener that is handed connections to `destination`; none when there is no such listener.
+    pub fn handed_to(&self, destination: SocketAddr) -> Option<&ListenerView> {
+        self.listener(&self.snapshot.handed_to(destination)?.name)
+    }
+
+    /// Has clusters of original destinations forget those that nobody uses.
+    pub(super) fn sweep_originals(&self, now: Instant) {
+        let kept = self.clusters.borrow().iter().flatten().cloned().collect::<Vec<_>>();
+        let before = self.before.borrow().values().cloned().collect::<Vec<_>>();
+        for cluster in kept.iter().chain(&before) {
+            if let (Some(originals), Some(config)) = (cluster.originals(), cluster.original()) {
+                originals.sweep(now, (cluster.reuse(), config.cleanup_interval));
+            }
+        }
     }
 
     /// True when the snapshot has it.
@@ -161,6 +178,11 @@ impl View {
         is_there
             .then_some(Reuse { idle_timeout: config.idle_timeout, max_requests: config.max_requests_per_connection })
     }
+}
+
+/// Both are without endpoints: an empty set is made anew for each snapshot.
+fn has_none(cluster: &Cluster, set: &EndpointSet) -> bool {
+    cluster.set.endpoints.is_empty() && set.endpoints.is_empty()
 }
 
 impl ListenerView {

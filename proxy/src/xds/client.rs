@@ -304,7 +304,7 @@ impl<P: FnMut(Arc<Snapshot>)> Client<P> {
         self.all_clusters()
             .filter_map(|cluster| match &cluster.discovery {
                 Discovery::Eds(service) => Some(service.to_string()),
-                Discovery::Dns { .. } | Discovery::Static(_) => None,
+                Discovery::Dns { .. } | Discovery::Original(_) | Discovery::Static(_) => None,
             })
             .collect()
     }

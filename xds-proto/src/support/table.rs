@@ -8,7 +8,6 @@ use super::Rule::{self, Carry, CarryOrIgnore, Ignore, Only, Refuse, Serve};
 /// Types that come, not optional, from control planes and have no effect in this proxy. Sorted.
 pub const IDLE_TYPES: &[&str] = &[
     "envoy.extensions.filters.http.grpc_stats.v3.FilterConfig",
-    "envoy.extensions.filters.listener.original_dst.v3.OriginalDst",
     "envoy.tcp.metadataexchange.config.MetadataExchange",
     "io.istio.http.peer_metadata.Config",
     "istio.envoy.config.filter.http.alpn.v2alpha1.FilterConfig",
@@ -18,6 +17,7 @@ pub const IDLE_TYPES: &[&str] = &[
 const HCM: &str = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
 const HTTP_INSPECTOR: &str = "envoy.extensions.filters.listener.http_inspector.v3.HttpInspector";
 const LOCAL_RATE_LIMIT: &str = "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit";
+const ORIGINAL_DST: &str = "envoy.extensions.filters.listener.original_dst.v3.OriginalDst";
 const PROXY_PROTOCOL: &str = "envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol";
 const ROUTE_POLICY: &str = "outrigger.policy.v1.RoutePolicy";
 const TCP_PROXY: &str = "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy";
@@ -92,6 +92,7 @@ pub static TABLE: &[Row] = &[
         Ignore,
         &[
             ("circuit_breakers", Serve),
+            ("cleanup_interval", Serve),
             ("cluster_type", Refuse("cluster extensions are not served; use type STATIC, EDS or STRICT_DNS")),
             ("common_http_protocol_options", Serve),
             ("common_lb_config", Serve),
@@ -109,6 +110,7 @@ pub static TABLE: &[Row] = &[
                     "RANDOM",
                     "RING_HASH",
                     "MAGLEV",
+                    "CLUSTER_PROVIDED",
                     "LOAD_BALANCING_POLICY_CONFIG",
                 ]),
             ),
@@ -120,6 +122,7 @@ pub static TABLE: &[Row] = &[
             ("max_requests_per_connection", Serve),
             ("metadata", Serve),
             ("name", Serve),
+            ("original_dst_lb_config", Serve),
             ("outlier_detection", Serve),
             ("protocol_selection", Serve),
             ("ring_hash_lb_config", Serve),
@@ -127,7 +130,7 @@ pub static TABLE: &[Row] = &[
             ("transport_socket", Serve),
             ("transport_socket_matcher", WEAKER),
             ("transport_socket_matches", Serve),
-            ("type", Only(&["STATIC", "STRICT_DNS", "LOGICAL_DNS", "EDS"])),
+            ("type", Only(&["STATIC", "STRICT_DNS", "LOGICAL_DNS", "EDS", "ORIGINAL_DST"])),
             (
                 "typed_extension_protocol_options",
                 CarryOrIgnore(&["envoy.extensions.upstreams.http.v3.HttpProtocolOptions"]),
@@ -139,6 +142,11 @@ pub static TABLE: &[Row] = &[
     whole("envoy.config.cluster.v3.Cluster.EdsClusterConfig"),
     row("envoy.config.cluster.v3.Cluster.LeastRequestLbConfig", Ignore, &[("choice_count", Serve)]),
     whole("envoy.config.cluster.v3.Cluster.MaglevLbConfig"),
+    row(
+        "envoy.config.cluster.v3.Cluster.OriginalDstLbConfig",
+        ELSEWHERE,
+        &[("http_header_name", Serve), ("upstream_port_override", Serve), ("use_http_header", Serve)],
+    ),
     row(
         "envoy.config.cluster.v3.Cluster.RingHashLbConfig",
         Ignore,
@@ -370,7 +378,7 @@ pub static TABLE: &[Row] = &[
             ("additional_addresses", Serve),
             ("address", Serve),
             ("api_listener", Refuse("is for gRPC clients; use address and filter_chains")),
-            ("bind_to_port", Only(&["true"])),
+            ("bind_to_port", Serve),
             ("continue_on_listener_filters_timeout", Serve),
             ("default_filter_chain", Serve),
             ("fcds_config", Refuse("filter chains on demand are not served")),
@@ -381,9 +389,9 @@ pub static TABLE: &[Row] = &[
             ("listener_filters_timeout", Serve),
             ("name", Serve),
             ("traffic_direction", Serve),
-            ("transparent", FALSE),
+            ("transparent", Serve),
             ("udp_listener_config", Refuse("UDP is not served")),
-            ("use_original_dst", FALSE),
+            ("use_original_dst", Serve),
         ],
     ),
     row(
@@ -393,7 +401,7 @@ pub static TABLE: &[Row] = &[
             ("config_discovery", ECDS),
             ("filter_disabled", Serve),
             ("name", Serve),
-            ("typed_config", Carry(&[HTTP_INSPECTOR, PROXY_PROTOCOL, TLS_INSPECTOR])),
+            ("typed_config", Carry(&[HTTP_INSPECTOR, ORIGINAL_DST, PROXY_PROTOCOL, TLS_INSPECTOR])),
         ],
     ),
     whole("envoy.config.listener.v3.ListenerFilterChainMatchPredicate"),
@@ -653,6 +661,7 @@ pub static TABLE: &[Row] = &[
     ),
     whole("envoy.extensions.filters.http.upstream_codec.v3.UpstreamCodec"),
     whole(HTTP_INSPECTOR),
+    whole(ORIGINAL_DST),
     row(PROXY_PROTOCOL, Ignore, &[("allow_requests_without_proxy_protocol", Serve), ("disallowed_versions", Serve)]),
     row(
         TLS_INSPECTOR,

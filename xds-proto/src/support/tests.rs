@@ -183,7 +183,7 @@ fn what_weakens_security_or_moves_traffic_is_refused() {
     let route = format!("{FILTER}.route_config.virtual_hosts[0].routes[0]");
     for (good, bad, path) in [
         ("codec_type: AUTO", "codec_type: HTTP3", format!("{FILTER}.codec_type")),
-        ("bind_to_port: true", "bind_to_port: false", "bind_to_port".into()),
+        ("bind_to_port: true", "filter_chain_matcher: {}", "filter_chain_matcher".into()),
         (
             "codec_type: AUTO",
             "upgrade_configs: [{ upgrade_type: websocket, filters: [{ name: f }] }]",
@@ -253,8 +253,12 @@ fn an_optional_or_idle_filter_is_ignored() {
 fn a_cluster_is_walked() {
     let cluster = |yaml: &str| find("envoy.config.cluster.v3.Cluster", yaml);
     assert_eq!(cluster("{ name: a, type: EDS, lb_policy: LEAST_REQUEST, connect_timeout: 1s }"), []);
-    assert_eq!(cluster("{ type: ORIGINAL_DST }"), [refused("type")]);
-    assert_eq!(cluster("{ lb_policy: CLUSTER_PROVIDED }"), [refused("lb_policy")]);
+    let original = "original_dst_lb_config: { use_http_header: true, upstream_port_override: 80 }";
+    assert_eq!(cluster(&format!("{{ type: ORIGINAL_DST, lb_policy: CLUSTER_PROVIDED, {original} }}")), []);
+    assert_eq!(
+        cluster("{ original_dst_lb_config: { metadata_key: { key: k } } }"),
+        [refused("original_dst_lb_config.metadata_key")]
+    );
     assert_eq!(
         cluster("{ health_checks: [{}], alt_stat_name: b }"),
         [ignored("health_checks"), ignored("alt_stat_name")]
@@ -333,7 +337,7 @@ fn any_in_any_is_bounded() {
 fn the_number_of_findings_is_bounded_and_refusals_survive() {
     let mut yaml = String::from("{ name: a, listener_filters: [");
     let idle = "{ name: a, typed_config: { \"@type\": type.googleapis.com/\
-                envoy.extensions.filters.listener.original_dst.v3.OriginalDst } },";
+                stats.PluginConfig } },";
     yaml.push_str(&idle.repeat(MAX_FINDINGS + 1));
     yaml.push_str("], udp_listener_config: {} }");
     let found = find("envoy.config.listener.v3.Listener", &yaml);

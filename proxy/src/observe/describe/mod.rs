@@ -14,10 +14,10 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::config::{
-    CircuitLimits, ClusterConfig, ClusterShare, Direction, Discovery, EndpointConfig, EndpointHealth, EndpointSet,
-    FilterChain, HeaderEdit, HeaderEdits, Http2Config, HttpConnectionConfig, Inspection, ListenerConfig, LoadBalancing,
-    LocalRateLimit, OutlierDetection, Protocol, RetryOn, RetryPolicy, RouteSource, Snapshot, Takes,
-    TcpConnectionConfig, Upgrade, UpstreamProtocol,
+    Capture, CircuitLimits, ClusterConfig, ClusterShare, Direction, Discovery, EndpointConfig, EndpointHealth,
+    EndpointSet, FilterChain, HeaderEdit, HeaderEdits, Http2Config, HttpConnectionConfig, Inspection, ListenerConfig,
+    LoadBalancing, LocalRateLimit, OriginalDestination, OutlierDetection, Protocol, RetryOn, RetryPolicy, RouteSource,
+    Snapshot, Takes, TcpConnectionConfig, Upgrade, UpstreamProtocol,
 };
 
 /// The whole snapshot.
@@ -43,6 +43,9 @@ pub fn listener(listener: &ListenerConfig) -> Value {
         "addresses": listener.addresses.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "direction": direction(listener.direction),
     });
+    if listener.capture != Capture::default() {
+        told["capture"] = capture(listener.capture);
+    }
     if let Some(only) = listener.only_chain() {
         add_protocol(&mut told, &only.protocol);
     } else {
@@ -50,6 +53,19 @@ pub fn listener(listener: &ListenerConfig) -> Value {
         told["chains"] = listener.chains.iter().map(chain).collect();
     }
     told
+}
+
+/// How connections come to a listener.
+pub fn capture(capture: Capture) -> Value {
+    json!({
+        "is_bound": capture.is_bound,
+        "is_transparent": capture.is_transparent,
+        "original_destination": match capture.original {
+            OriginalDestination::Asked => "asked",
+            OriginalDestination::HandsOver => "hands-over",
+            OriginalDestination::Unasked => "unasked",
+        },
+    })
 }
 
 fn add_protocol(told: &mut Value, protocol: &Protocol) {
@@ -221,6 +237,13 @@ fn discovery(discovery: &Discovery) -> Value {
                 "targets": targets.iter().map(|(host, port, weight)| {
                     json!({ "host": &**host, "port": port, "weight": weight })
                 }).collect::<Vec<_>>(),
+            }
+        }),
+        Discovery::Original(original) => json!({
+            "original_destination": {
+                "header": original.header.as_deref(),
+                "port": original.port,
+                "cleanup_interval": span(Some(original.cleanup_interval)),
             }
         }),
         Discovery::Static(_) => json!("static"),
