@@ -8,7 +8,7 @@ use regex::{Regex, RegexBuilder};
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{Admin, AdminSources, Readiness, render};
+use super::{Admin, AdminSources, render};
 use crate::observe::{self, Observation, Process, Samples};
 
 /// Bytes a compiled filter may take.
@@ -59,11 +59,11 @@ fn parse_filter(pattern: &str) -> Result<Regex, String> {
         .map_err(|error| format!("filter {pattern:?} is no regular expression: {error}"))
 }
 
-fn exposition(samples: &Samples) -> Response {
+pub(super) fn exposition(samples: &Samples) -> Response {
     ([(header::CONTENT_TYPE, observe::CONTENT_TYPE)], observe::write_prometheus(samples)).into_response()
 }
 
-fn take(sources: &AdminSources) -> Samples {
+pub(super) fn take(sources: &AdminSources) -> Samples {
     observe::collect(&Observation {
         registry: &sources.registry,
         snapshot: &sources.publisher.current(),
@@ -72,6 +72,7 @@ fn take(sources: &AdminSources) -> Samples {
         xds: &(sources.xds)(),
         limits: &(sources.limits)(),
         process: &Process::read(),
-        is_ready: (sources.ready)() == Readiness::Ready,
+        is_ready: (sources.ready)().is_ready(),
+        capture: (sources.capture)(),
     })
 }

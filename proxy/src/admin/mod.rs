@@ -1,6 +1,7 @@
 //! **Purpose.** The admin port: what this proxy runs and does, for people, scrapers and scripts.
 //!
-//! **Shape.** The application fills [`AdminSources`] and calls [`serve`] on the control thread. [`router`] maps paths to
+//! **Shape.** The application fills [`AdminSources`] and calls [`serve`] on the control thread; [`serve_health`] tells some of
+//! it to whoever may reach another port. [`router`] maps paths to
 //! small functions: `probe` (readiness and the POST controls), `dump` (configuration), `live` (routes, clusters and
 //! listeners with their numbers), `metrics`, and `feed` (one sampler for all viewers of the page). `guard` stands before
 //! all of them.
@@ -20,6 +21,7 @@ mod dump;
 mod feed;
 mod frame;
 mod guard;
+mod health;
 mod live;
 mod metrics;
 mod page;
@@ -42,20 +44,38 @@ use axum::routing::{MethodRouter, get, post};
 use serde_json::json;
 
 use crate::config::Publisher;
-use crate::observe::{EpochLog, IoView, LimitLevel, WorkerIo, XdsStatus};
+use crate::observe::{CaptureView, EpochLog, IoView, LimitLevel, WorkerIo, XdsStatus};
 use crate::stats::Registry;
 use feed::Feed;
 
-/// What `/ready` answers.
+pub use health::{HealthSources, Leave, serve_health};
+
+/// What `/ready` answers: 200 when every condition is met, else 503 with what is missing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Readiness {
+    /// What it depends on.
+    pub conditions: Vec<Condition>,
+}
+
+/// One thing that readiness depends on.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Readiness {
-    /// 503, with what is missing.
-    NotReady {
-        /// One line each.
-        reasons: Vec<String>,
-    },
-    /// 200.
-    Ready,
+pub struct Condition {
+    /// `config`, `listeners`, `capture`, `draining` or `healthcheck`.
+    pub name: &'static str,
+    /// Why it is not met, one line each; none: it is met.
+    pub reasons: Vec<String>,
+}
+
+impl Readiness {
+    /// Every condition is met.
+    pub fn is_ready(&self) -> bool {
+        self.conditions.iter().all(|condition| condition.reasons.is_empty())
+    }
+
+    /// All that is missing, one line each.
+    pub fn reasons(&self) -> Vec<String> {
+        self.conditions.iter().flat_map(|condition| condition.reasons.clone()).collect()
+    }
 }
 
 /// What the admin port can change.
@@ -92,6 +112,8 @@ pub struct AdminSources {
     pub workers: Ask<Vec<WorkerIo>>,
     /// Readiness.
     pub ready: Ask<Readiness>,
+    /// What heartbeats of the capture have shown; `None`: none are sent.
+    pub capture: Ask<Option<CaptureView>>,
     /// xDS client.
     pub xds: Ask<XdsStatus>,
     /// Buckets of local rate limits.

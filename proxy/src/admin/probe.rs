@@ -7,16 +7,16 @@ use axum::response::Response;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{Admin, Readiness, render};
+use super::{Admin, render};
 
 pub(super) async fn ready(State(admin): State<Admin>) -> Response {
-    match (admin.ready)() {
-        Readiness::Ready => render::text(StatusCode::OK, "ready\n".into()),
-        Readiness::NotReady { reasons } => {
-            let reasons: String = reasons.iter().map(|reason| format!("- {}\n", reason.escape_debug())).collect();
-            render::text(StatusCode::SERVICE_UNAVAILABLE, format!("not ready\n{reasons}"))
-        }
+    let readiness = (admin.ready)();
+    if readiness.is_ready() {
+        return render::text(StatusCode::OK, "ready\n".into());
     }
+    let reasons = readiness.reasons();
+    let reasons: String = reasons.iter().map(|reason| format!("- {}\n", reason.escape_debug())).collect();
+    render::text(StatusCode::SERVICE_UNAVAILABLE, format!("not ready\n{reasons}"))
 }
 
 pub(super) async fn live() -> Response {

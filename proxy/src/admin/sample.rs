@@ -13,10 +13,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use super::AdminSources;
 use super::frame::{
     ClusterRow, Ejection, EndpointRow, FaultRow, Frame, History, ListenerRow, RouteRow, Totals, XdsRow,
 };
-use super::{AdminSources, Readiness};
 use crate::config::{EndpointSet, Snapshot};
 use crate::fault::Kind;
 use crate::observe::describe;
@@ -118,10 +118,8 @@ impl Sampler {
         push_bounded(&mut self.total, rate, HISTORY);
         let (routes, route_history, routes_left_out) = self.route_rows(&snapshot);
         let (clusters, clusters_left_out) = self.cluster_rows(&snapshot, &states);
-        let (is_ready, not_ready) = match (self.sources.ready)() {
-            Readiness::Ready => (true, Vec::new()),
-            Readiness::NotReady { reasons } => (false, reasons),
-        };
+        let readiness = (self.sources.ready)();
+        let (is_ready, not_ready) = (readiness.is_ready(), readiness.reasons());
         let frame = Frame {
             at_unix_ms,
             uptime_seconds: self.sources.started.elapsed().as_secs(),

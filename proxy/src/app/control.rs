@@ -13,9 +13,11 @@ use tokio::sync::watch;
 
 use super::Failure;
 use super::glue::{self, Health, Phase};
+use super::heartbeat;
+use super::leave::{self, Leaving, Left, Seen};
 use super::log::LogLevel;
 use super::thread::{Command, Seed, WorkerThread};
-use crate::admin;
+use crate::admin::{self, HealthSources, Readiness};
 use crate::bootstrap::{Bootstrap, Settings, WorkerCount};
 use crate::config::{Publisher, Snapshot};
 use crate::listener::{BindError, Change, Crew, Sockets};
@@ -24,10 +26,7 @@ use crate::stats::Registry;
 use crate::worker::Shared;
 use crate::xds::{self, XdsStatus};
 
-/// How long workers may take to end, and the time between two looks at whether they have.
-const STOP_TIME: Duration = Duration::from_secs(2);
-const STOP_TICK: Duration = Duration::from_millis(1);
-/// Time between two looks at ejected endpoints and at a drain's progress.
+/// Time between two looks at ejected endpoints, at readiness and at who still sends here.
 const TICK: Duration = Duration::from_millis(100);
 /// Ticks between two attempts to bind what could not be bound.
 const REBIND_TICKS: u32 = 10;
@@ -46,7 +45,10 @@ pub(super) struct Control {
     pub(super) status: Arc<XdsStatus>,
     pub(super) log: Arc<LogLevel>,
     pub(super) bootstrap: Arc<Bootstrap>,
-    sockets: RefCell<Sockets>,
+    pub(super) sockets: RefCell<Sockets>,
+    pub(super) left: watch::Sender<Option<Left>>,
+    /// An endpoint set has had the workload's address.
+    was_listed: Cell<bool>,
     unbound: RefCell<Vec<BindError>>,
     announced: Cell<bool>,
     /// Ticks since the last publication.
@@ -78,8 +80,13 @@ async fn control(
             ))
         })?),
     };
+    let health_socket = match settings.health {
+        None => None,
+        Some(address) => Some(glue::bind_health(address).await?),
+    };
     let started = Instant::now();
     let shared = Shared::new(Arc::<Registry>::default(), started);
+    shared.own.set_heartbeat_port(settings.heartbeat_port);
     let publisher = Publisher::new();
     let worker_count = settings.worker_count();
     note(&worker_count);
@@ -93,10 +100,12 @@ async fn control(
         workers,
         worker_count,
         phase: Arc::new(phase),
-        health: Arc::default(),
+        health: Arc::new(Mutex::new(Health::new(settings.capture_heartbeat))),
         status: status.clone(),
         log,
         sockets: RefCell::default(),
+        left: watch::channel(None).0,
+        was_listed: Cell::new(false),
         unbound: RefCell::default(),
         announced: Cell::new(false),
         quiet: Cell::new(0),
@@ -111,24 +120,41 @@ async fn control(
             publishing.1.replace(Some(failure));
         }
     });
+    let sources = glue::sources(&control, &probe, started);
+    let ended = || {
+        let mut ends = phases.clone();
+        async move {
+            // The sender lives as long as the control thread: an error means that it is over.
+            let _ = ends.wait_for(|phase| *phase == Phase::Ended).await;
+        }
+    };
     let serving_admin = async {
         match admin_socket {
             None => pending().await,
+            Some(socket) => admin::serve(socket, sources.clone(), ended()).await,
+        }
+    };
+    let serving_health = async {
+        match health_socket {
+            None => pending().await,
             Some(socket) => {
-                let sources = glue::sources(&control, &probe, started);
-                let mut ends = phases.clone();
-                let ended = async move {
-                    // The sender lives as long as the control thread: an error means that it is over.
-                    let _ = ends.wait_for(|phase| *phase == Phase::Ended).await;
-                };
-                admin::serve(socket, sources, ended).await
+                let health = HealthSources { sources: sources.clone(), leave: glue::leave(&control) };
+                admin::serve_health(socket, health, ended()).await
             }
+        }
+    };
+    let beating = async {
+        match settings.capture_heartbeat {
+            false => pending().await,
+            true => heartbeat::beat(settings.heartbeat_port, control.health.clone()).await,
         }
     };
     tokio::select! {
         () = configuring => Err(Failure::Broke("the configuration client ended".to_owned())),
         ended = serving_admin => Err(Failure::Broke(format!("the admin port ended: {ended:?}"))),
-        result = live(&control, settings.drain_time, &failed) => result,
+        ended = serving_health => Err(Failure::Broke(format!("the health port ended: {ended:?}"))),
+        () = beating => Err(Failure::Broke("the heartbeats ended".to_owned())),
+        result = live(&control, settings, &failed) => result,
     }
 }
 
@@ -168,16 +194,22 @@ fn start_workers(
 }
 
 /// Ticks and signals until the process is to end.
-async fn live(control: &Rc<Control>, drain_time: Duration, failed: &RefCell<Option<Failure>>) -> Result<(), Failure> {
+async fn live(control: &Rc<Control>, settings: &Settings, failed: &RefCell<Option<Failure>>) -> Result<(), Failure> {
     let broke = |error: std::io::Error| Failure::Broke(format!("cannot listen for signals: {error}"));
     let mut terminate = signal(SignalKind::terminate()).map_err(broke)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(broke)?;
     let mut phases = control.phase.subscribe();
     let mut ticks = tokio::time::interval(TICK);
     let mut count = 0_u32;
+    let mut leaving: Option<Leaving> = None;
+    let mut is_to_end = false;
+    let mut start = Some(Instant::now());
     loop {
         tokio::select! {
-            _ = terminate.recv() => glue::begin_drain(&control.phase),
+            _ = terminate.recv() => match std::mem::replace(&mut is_to_end, true) {
+                true => glue::begin_drain(&control.phase),
+                false => glue::begin_to_end(&control.phase),
+            },
             _ = interrupt.recv() => glue::begin_drain(&control.phase),
             _ = phases.wait_for(|phase| matches!(phase, Phase::Draining | Phase::Ended)) => {}
             _ = ticks.tick() => {}
@@ -189,13 +221,24 @@ async fn live(control: &Rc<Control>, drain_time: Duration, failed: &RefCell<Opti
         match phase {
             Phase::Ended => return Ok(()),
             Phase::Draining => break,
-            Phase::Starting | Phase::Ready => {}
+            Phase::Leaving => {
+                let (now, seen) = (Instant::now(), control.seen());
+                let leaving = leaving.get_or_insert_with(|| Leaving::begin(now, settings.drain_time, seen));
+                if let Some(left) = leaving.step(now, seen) {
+                    control.note_left(left);
+                    if is_to_end {
+                        break;
+                    }
+                }
+            }
+            Phase::Starting | Phase::Ready => control.look_at_start(&mut start, settings.ready_deadline)?,
         }
         count = count.wrapping_add(1);
         control.tick(count);
     }
-    control.drain(drain_time, (&mut terminate, &mut interrupt)).await;
-    Ok(())
+    let deadline = leaving.map_or_else(|| Instant::now() + settings.drain_time, |leaving| leaving.deadline());
+    let left = *control.left.borrow();
+    control.drain((deadline, left), (&mut terminate, &mut interrupt)).await
 }
 
 impl Control {
@@ -203,6 +246,7 @@ impl Control {
     fn publish(&self, snapshot: &Arc<Snapshot>) -> Result<(), Failure> {
         let previous = self.publisher.current();
         self.quiet.set(0);
+        self.was_listed.set(self.was_listed.get() || leave::is_listed(snapshot, &self.bootstrap.node.addresses));
         // Before the swap: a worker that sees the snapshot finds the live state of its endpoints.
         self.shared.follow(snapshot);
         self.publisher.publish(snapshot.clone());
@@ -216,7 +260,7 @@ impl Control {
         // What drains listens no more, whatever is pushed: nobody would accept.
         match *self.phase.borrow() {
             Phase::Draining | Phase::Ended => Ok(()),
-            Phase::Starting | Phase::Ready => self.follow_sockets(snapshot),
+            Phase::Leaving | Phase::Starting | Phase::Ready => self.follow_sockets(snapshot),
         }
     }
 
@@ -225,6 +269,8 @@ impl Control {
     fn follow_sockets(&self, snapshot: &Snapshot) -> Result<(), Failure> {
         let mut sockets = self.sockets.borrow_mut();
         let (changes, errors) = sockets.follow(snapshot);
+        // Before anybody accepts from what is new.
+        self.shared.own.set_listeners(sockets.addresses());
         for change in changes {
             self.command(&sockets, change);
         }
@@ -261,6 +307,50 @@ impl Control {
         }
     }
 
+    /// What readiness depends on, as it stands.
+    pub(super) fn readiness(&self) -> Readiness {
+        glue::readiness(*self.phase.borrow(), &self.health, &self.status)
+    }
+
+    /// Who still sends here.
+    fn seen(&self) -> Seen {
+        let snapshot = self.publisher.current();
+        Seen {
+            is_listed: leave::is_listed(&snapshot, &self.bootstrap.node.addresses),
+            was_listed: self.was_listed.get(),
+            arrivals: leave::arrivals(&snapshot, &self.shared.registry),
+        }
+    }
+
+    /// Says once that nothing comes here any more, or that the time for that is over.
+    fn note_left(&self, left: Left) {
+        self.left.send_if_modified(|known| {
+            let is_new = known.is_none();
+            if is_new {
+                *known = Some(left);
+                match left.is_late {
+                    None => tracing::info!("left: {left}"),
+                    Some(_) => tracing::warn!("leaving all the same: {left}"),
+                }
+            }
+            is_new
+        });
+    }
+
+    /// Ends a start that takes too long: `began` is forgotten once this proxy was ready.
+    fn look_at_start(&self, began: &mut Option<Instant>, deadline: Duration) -> Result<(), Failure> {
+        let Some(since) = *began else { return Ok(()) };
+        let readiness = self.readiness();
+        if readiness.is_ready() {
+            *began = None;
+        } else if !deadline.is_zero() && since.elapsed() >= deadline {
+            let missing = readiness.reasons().join("; ");
+            tracing::error!(?deadline, "not ready in time: {missing}");
+            return Err(Failure::Broke(format!("not ready within {deadline:?} (--ready-deadline): {missing}")));
+        }
+        Ok(())
+    }
+
     fn tick(&self, count: u32) {
         let snapshot = self.publisher.current();
         self.shared.sweep(&snapshot, Instant::now());
@@ -281,7 +371,13 @@ impl Control {
     fn announce(&self) {
         use std::io::Write as _;
         self.announced.set(true);
-        self.phase.send_replace(Phase::Ready);
+        self.phase.send_if_modified(|phase| {
+            let starts = *phase == Phase::Starting;
+            if starts {
+                *phase = Phase::Ready;
+            }
+            starts
+        });
         let listeners: Vec<String> =
             self.sockets.borrow().addresses().into_iter().map(|(name, address)| format!("{name}={address}")).collect();
         let admin = self.admin.map_or_else(|| "none".to_owned(), |address| address.to_string());
@@ -290,50 +386,5 @@ impl Control {
         // A closed standard output is no reason to stop serving.
         let _ = writeln!(std::io::stdout(), "{line}");
         let _ = std::io::stdout().flush();
-    }
-
-    /// Closes the listeners, waits for the connections, ends the workers.
-    async fn drain(
-        &self,
-        drain_time: Duration,
-        signals: (&mut tokio::signal::unix::Signal, &mut tokio::signal::unix::Signal),
-    ) {
-        tracing::info!(?drain_time, "draining: no new connections, waiting for the open ones");
-        drop(self.sockets.borrow_mut().close());
-        for worker in self.workers.iter() {
-            worker.send(Command::Drain);
-        }
-        let deadline = tokio::time::sleep(drain_time);
-        tokio::pin!(deadline);
-        let mut ticks = tokio::time::interval(TICK);
-        let (terminate, interrupt) = signals;
-        while !self.workers.iter().all(WorkerThread::is_finished) {
-            tokio::select! {
-                _ = ticks.tick() => {}
-                () = &mut deadline => {
-                    tracing::warn!("drain time is over: closing what is left");
-                    break;
-                }
-                _ = terminate.recv() => break,
-                _ = interrupt.recv() => break,
-            }
-        }
-        self.stop().await;
-        self.phase.send_replace(Phase::Ended);
-    }
-
-    /// Ends the workers, and waits while they do: connections that the end of the process closes would not be reset.
-    async fn stop(&self) {
-        for worker in self.workers.iter() {
-            worker.send(Command::Stop);
-        }
-        let ended = async {
-            while !self.workers.iter().all(WorkerThread::is_finished) {
-                tokio::time::sleep(STOP_TICK).await;
-            }
-        };
-        if tokio::time::timeout(STOP_TIME, ended).await.is_err() {
-            tracing::warn!(stop_time = ?STOP_TIME, "a worker does not end: its connections end with the process");
-        }
     }
 }

@@ -3,17 +3,22 @@
 //! **Shape.** The main thread is the control thread: a tokio runtime that runs the xDS client, the admin port, signals
 //! and a ticker, and publishes snapshots. Worker threads run the data path and are commanded by mailboxes.
 //! ```text
-//!  starting ──first snapshot, sockets bound──▶ ready ──SIGTERM, SIGINT, POST /drain──▶ draining ──last connection or
-//!                                                                                      drain time──▶ ended
+//!  starting ──first snapshot, sockets bound──▶ ready ──SIGTERM, /prestop──▶ leaving ──SIGTERM and nobody sends here──┐
+//!      └──SIGTERM─────────┐                       └──SIGINT, POST /drain──┐                                          │
+//!                         └───────────────────────────────────────────────┴──▶ draining ◀────────────────────────────┘
+//!                                                                 last connection or drain time──▶ ended
 //! ```
 //!
 //! **Errors.** [`Failure::Refused`] for what the operator must change (exit code 2), [`Failure::Broke`] for what failed
 //! while running (exit code 1).
 //!
-//! **Cancel.** A second signal while draining ends the process at once.
+//! **Cancel.** A second SIGTERM ends the wait for peers, a further signal while draining the process at once.
 
 mod control;
+mod ending;
 mod glue;
+mod heartbeat;
+mod leave;
 mod log;
 mod thread;
 

@@ -5,6 +5,7 @@ use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::task::Poll;
 use std::thread::JoinHandle;
@@ -14,7 +15,7 @@ use outrigger_reactor::{
     Counters, DriverKind, Mailbox, Options, Runtime, Sender, Task, TcpListener, counters, mailbox, sleep, spawn,
 };
 
-use crate::config::{ListenerName, Reader};
+use crate::config::{Direction, ListenerName, Reader};
 use crate::drain::{Drain, Watch};
 use crate::listener::{self, Crew, Handed};
 use crate::worker::{Shared, Worker};
@@ -25,8 +26,10 @@ const TICK: Duration = Duration::from_secs(1);
 /// What the control thread tells a worker.
 #[derive(Debug)]
 pub(super) enum Command {
-    /// Stop accepting, tell connections to finish, end when they have.
-    Drain,
+    /// Stop accepting, but for the workload's own traffic, and tell connections to finish; to be counted when done.
+    Drain { closed: Arc<AtomicUsize> },
+    /// Stop accepting at all, end when the last connection has.
+    Finish,
     /// Accept from this socket.
     Listen { listener: ListenerName, configured: SocketAddr, socket: std::net::TcpListener },
     /// End now.
@@ -150,7 +153,19 @@ async fn obey(worker: Rc<Worker>, mut commands: Mailbox<Command>, crew: Crew, in
                     accepting.end().await;
                 }
             }
-            Command::Drain => {
+            Command::Drain { closed } => {
+                let view = worker.view();
+                let is_outbound = |name: &ListenerName| {
+                    view.listener(name).is_some_and(|chain| chain.config().direction == Direction::Outbound)
+                };
+                let ending = accepting.extract_if(|(listener, _), _| !is_outbound(listener));
+                for (_, accepting) in ending.collect::<Vec<_>>() {
+                    accepting.end().await;
+                }
+                worker.drain.start();
+                closed.fetch_add(1, Ordering::Release);
+            }
+            Command::Finish => {
                 // First: others that still accept keep what they would have handed over.
                 taking_in.end().await;
                 for (_, accepting) in accepting.drain() {

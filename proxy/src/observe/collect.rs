@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::{IoView, LimitLevel, Metric, Process, WorkerIo, XdsStatus};
+use super::{CaptureView, IoView, LimitLevel, Metric, Process, WorkerIo, XdsStatus};
 use crate::config::Snapshot;
 use crate::fault::Kind;
 use crate::stats::{
@@ -39,6 +39,8 @@ pub struct Observation<'a> {
     pub process: &'a Process,
     /// What `/ready` answers.
     pub is_ready: bool,
+    /// What heartbeats have shown; `None`: none are sent.
+    pub capture: Option<CaptureView>,
 }
 
 /// One value with its labels, in the order of [`Metric::labels`].
@@ -188,6 +190,11 @@ fn collect_config(seen: &Observation<'_>, samples: &mut Samples) {
     samples.with(Metric::BuildInfo, &[], env!("CARGO_PKG_VERSION"), 1);
     samples.with(Metric::IoDriver, &[&Arc::from(&*seen.io.driver)], &seen.io.reason, 1);
     samples.count(Metric::Ready, &[], u64::from(seen.is_ready));
+    if let Some(capture) = &seen.capture {
+        samples.count(Metric::CaptureProven, &[], capture.is_proven.into());
+        samples.with(Metric::CaptureHeartbeats, &[], "answered", capture.answered);
+        samples.with(Metric::CaptureHeartbeats, &[], "lost", capture.lost);
+    }
     samples.count(Metric::ConfigEpoch, &[], seen.snapshot.epoch);
     samples.count(Metric::ConfigListeners, &[], seen.snapshot.listeners().len() as u64);
     samples.count(Metric::ConfigClusters, &[], seen.snapshot.clusters().len() as u64);
@@ -218,6 +225,8 @@ fn collect_listeners(registry: &Registry, samples: &mut Samples, answered: &mut 
         samples.count(Metric::ListenerReceived, &labels, sum(|cell| &cell.bytes_in));
         samples.count(Metric::ListenerSent, &labels, sum(|cell| &cell.bytes_out));
         samples.count(Metric::ListenerProxyHeaders, &labels, sum(|cell| &cell.proxy_headers));
+        samples.count(Metric::ListenerHanded, &labels, sum(|cell| &cell.handed));
+        samples.count(Metric::ListenerHeartbeats, &labels, sum(|cell| &cell.heartbeats));
         samples.count(Metric::ListenerServerFirst, &labels, sum(|cell| &cell.server_first));
         for (at, detected) in Detected::ALL.iter().enumerate() {
             let count = cells.iter().map(|cell| cell.detected[at].value()).sum();

@@ -3,7 +3,7 @@
 //! **Shape.** [`Metric`] and [`Label`] name everything once. [`Observation`] borrows the state of one moment;
 //! [`collect`] turns it into [`Sample`]s, and [`write_prometheus`], [`write_text`] and [`to_json`] render those.
 //! [`describe`] turns configuration into readable JSON. [`EpochLog`] remembers what each published snapshot changed.
-//! [`IoView`], [`WorkerIo`], [`XdsStatus`] and [`LimitLevel`] are plain values that the application fills in, so that
+//! [`CaptureView`], [`IoView`], [`WorkerIo`], [`XdsStatus`] and [`LimitLevel`] are plain values that the application fills in, so that
 //! nothing here depends on the rooms they come from.
 //!
 //! **Units.** Seconds and bytes in metrics; microseconds in the histograms they come from.
@@ -23,4 +23,4 @@ pub use epochs::{EpochChange, EpochLog};
 pub use names::{Label, Metric, MetricType, Unit};
 pub use process::Process;
 pub use prometheus::{CONTENT_TYPE, to_json, write_prometheus, write_text};
-pub use status::{IoCheck, IoView, LimitLevel, WorkerIo, XdsStatus, XdsType};
+pub use status::{CaptureView, IoCheck, IoView, LimitLevel, WorkerIo, XdsStatus, XdsType};

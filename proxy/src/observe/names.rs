@@ -110,6 +110,8 @@ metrics! {
     ConfigListeners    Gauge   Count   "outrigger_config_listeners" [] "Listeners in the configuration in use.";
     ConfigClusters     Gauge   Count   "outrigger_config_clusters" [] "Clusters in the configuration in use.";
     Ready              Gauge   Count   "outrigger_ready" [] "1 when /ready answers 200, else 0.";
+    CaptureProven      Gauge   Count   "outrigger_capture_proven" [] "1 while heartbeats come back through the capture's rules; only with --capture-heartbeat.";
+    CaptureHeartbeats  Counter Count   "outrigger_capture_heartbeats_total" [Reason] "Heartbeats sent through the capture's rules, by whether they were answered or lost.";
     IoDriver           Gauge   Count   "outrigger_io_driver" [Driver Reason] "Always 1; the labels tell the I/O driver and why it was chosen.";
 
     Faults             Counter Count   "outrigger_faults_total" [Side Stage Kind Flag] "Answers made by this proxy itself, and closes without one, over all listeners and routes.";
@@ -123,6 +125,8 @@ metrics! {
     ListenerDetected       Counter Count "outrigger_listener_detections_total" [Listener Verdict] "Connections whose first bytes were waited for to choose a filter chain, by what they were.";
     ListenerProxyHeaders   Counter Count "outrigger_listener_proxy_headers_total" [Listener] "PROXY headers taken off.";
     ListenerServerFirst    Counter Count "outrigger_listener_server_first_total" [Listener] "Destinations found to have a server that speaks first: their next connections are not waited for.";
+    ListenerHanded         Counter Count "outrigger_listener_handed_connections_total" [Listener] "Connections handed to the listener that has their original destination for its address.";
+    ListenerHeartbeats     Counter Count "outrigger_listener_heartbeats_total" [Listener] "Heartbeats of the capture that were answered.";
     ListenerSent           Counter Bytes "outrigger_listener_sent_bytes_total" [Listener] "Bytes sent downstream on opaque connections.";
 
     RouteRequests        Counter   Count   "outrigger_route_requests_total" [Listener VirtualHost Route] "Requests that matched.";

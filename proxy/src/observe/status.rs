@@ -34,6 +34,17 @@ pub struct IoCheck {
     pub detail: String,
 }
 
+/// What the heartbeats of the capture have shown.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct CaptureView {
+    /// The pod's traffic comes here, as far as the last heartbeats tell.
+    pub is_proven: bool,
+    /// Heartbeats answered.
+    pub answered: u64,
+    /// Heartbeats not answered.
+    pub lost: u64,
+}
+
 /// Counters of one worker and its reactor.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub struct WorkerIo {

@@ -1,5 +1,5 @@
 use super::world::{HOSTILE, World, resources};
-use crate::admin::{PATHS, Readiness, page};
+use crate::admin::{Condition, PATHS, Readiness, page};
 use crate::config::Snapshot;
 use crate::observe::describe;
 
@@ -107,7 +107,9 @@ async fn a_page_of_another_site_cannot_post() {
 #[tokio::test]
 async fn ready_names_what_is_missing() {
     let world = World::start().await;
-    *world.ready.lock().unwrap() = Readiness::NotReady { reasons: vec!["cluster \"pay\" has no endpoints".into()] };
+    *world.ready.lock().unwrap() = Readiness {
+        conditions: vec![Condition { name: "config", reasons: vec!["cluster \"pay\" has no endpoints".into()] }],
+    };
     let answer = world.ask("GET", "/ready").await;
     assert_eq!(answer.status, 503);
     assert!(answer.body.contains("pay"), "{answer:?}");

@@ -14,7 +14,7 @@ use crate::admin::{AdminControl, AdminSources, Readiness, serve};
 use crate::config::*;
 use crate::fault::Kind;
 use crate::grpc::GrpcCode;
-use crate::observe::{EpochLog, IoCheck, IoView, LimitLevel, WorkerIo, XdsStatus, XdsType};
+use crate::observe::{CaptureView, EpochLog, IoCheck, IoView, LimitLevel, WorkerIo, XdsStatus, XdsType};
 use crate::stats::{Call, MethodTable, Registry, RouteCell, RouteKey};
 
 /// A name that breaks whatever does not escape it.
@@ -70,7 +70,7 @@ impl World {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let recorder = Arc::<Recorder>::default();
-        let ready = Arc::new(Mutex::new(Readiness::Ready));
+        let ready = Arc::new(Mutex::new(Readiness::default()));
         let registry = Arc::<Registry>::default();
         let route = fill(&registry);
         let publisher = Publisher::new();
@@ -87,6 +87,7 @@ impl World {
             io: io_view(),
             workers: Arc::new(|| vec![WorkerIo { worker: 0, turns: 9, ..WorkerIo::default() }]),
             ready: Arc::new(move || asked.lock().unwrap().clone()),
+            capture: Arc::new(|| Some(CaptureView { is_proven: true, answered: 3, lost: 1 })),
             xds: Arc::new(xds_status),
             limits: Arc::new(|| vec![LimitLevel { rule: HOSTILE.into(), tokens: 7, max_tokens: 10 }]),
             control: recorder.clone(),
