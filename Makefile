@@ -47,7 +47,7 @@ interop-peers:
 interop: interop-peers ## real peers before, behind and beside us: curl, nginx, Envoy, OpenSSL, Chromium, MariaDB ...; real cgroups, namespaces
 	$(CARGO) build --workspace --bins --locked
 	OUTRIGGER_ENVOY="$$(python3 tests/tools/fetch.py envoy)" && export OUTRIGGER_ENVOY && \
-	  $(CARGO) test --locked -p outrigger-tests --test interop --test tls --test browser --test cgroup --test veth --test kube --test install --test intercept -- --ignored
+	  $(CARGO) test --locked -p outrigger-tests --test interop --test tls --test browser --test cgroup --test veth --test kube --test install --test intercept --test captured -- --ignored
 
 # The property tests with many more cases than `make test` gives them; bounded.
 FUZZ_CASES ?= 10000

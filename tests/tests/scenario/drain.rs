@@ -22,11 +22,11 @@ on_both_drivers! {
         busy.send_request("GET", "/held", &[], b"").unwrap();
         proxy.wait_metric("outrigger_endpoint_active_requests", &[], 1.0);
         proxy.terminate();
-        wait_for("the listener to close", Duration::from_secs(5), || {
-            match Downstream::connect(address) {
-                Ok(_) => Err("it still accepts".to_owned()),
-                Err(_) => Ok(()),
-            }
+        // Asking the listener would be an arrival, and it leaves only once nothing comes.
+        proxy.process().wait_line("draining: no new connections", Duration::from_secs(5)).unwrap();
+        wait_for("the listener to close", Duration::from_secs(5), || match Downstream::connect(address) {
+            Ok(_) => Err("it still accepts".to_owned()),
+            Err(_) => Ok(()),
         });
         idle.expect_closed(Duration::from_secs(5)).unwrap();
         gate.open();
@@ -48,7 +48,9 @@ on_both_drivers! {
         proxy.wait_metric("outrigger_endpoint_active_requests", &[], 1.0);
         proxy.terminate();
         let status = proxy.process().wait_exit(Duration::from_secs(8)).unwrap();
-        assert_eq!(status.code(), Some(0), "{:?}", proxy.log());
+        let log = proxy.log().join("\n");
+        assert_eq!(status.code(), Some(1), "a request was cut off: {log}");
+        assert!(log.contains("1 connections were cut off") && log.contains("--drain-time"), "{log}");
         gate.open();
     }
 

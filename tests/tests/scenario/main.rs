@@ -35,6 +35,7 @@ macro_rules! on_both_drivers {
 
 mod attacks;
 mod balancing;
+mod capture;
 mod connect;
 mod control;
 mod detect;
@@ -44,9 +45,11 @@ mod eject;
 mod fallback;
 mod forwarding;
 mod grpc;
+mod health;
 mod http2;
 mod http2_attacks;
 mod input;
+mod leave;
 mod limits;
 mod memory;
 mod mixes;
