@@ -157,9 +157,10 @@ impl View {
 
     /// Has clusters of original destinations forget those that nobody uses.
     pub(super) fn sweep_originals(&self, now: Instant) {
-        let kept = self.clusters.borrow().iter().flatten().cloned().collect::<Vec<_>>();
-        let before = self.before.borrow().values().cloned().collect::<Vec<_>>();
-        for cluster in kept.iter().chain(&before) {
+        let is_one = |cluster: &&Rc<Cluster>| cluster.originals().is_some();
+        let mut all: Vec<_> = self.clusters.borrow().iter().flatten().filter(is_one).cloned().collect();
+        all.extend(self.before.borrow().values().filter(is_one).cloned());
+        for cluster in &all {
             if let (Some(originals), Some(config)) = (cluster.originals(), cluster.original()) {
                 originals.sweep(now, (cluster.reuse(), config.cleanup_interval));
             }

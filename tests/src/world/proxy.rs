@@ -245,6 +245,14 @@ impl Proxy {
         });
     }
 
+    /// Asks it to drain now, without waiting for peers to send elsewhere.
+    ///
+    /// # Panics
+    /// When the signal cannot be sent.
+    pub fn interrupt(&mut self) {
+        self.process.signal(Signal::INT).expect("our own child takes a signal");
+    }
+
     /// Asks it to end.
     ///
     /// # Panics

@@ -114,7 +114,7 @@ on_both_drivers! {
         let mut busy = proxy.connect();
         busy.send_request("GET", "/", &[], b"").unwrap();
         proxy.wait_metric("outrigger_endpoint_active_requests", &[], 1.0);
-        proxy.terminate();
+        proxy.interrupt();
         let closed = proxy.listener("main");
         wait_for("the listener to close", PATIENCE, || match Downstream::connect(closed) {
             Ok(_) => Err("it still accepts".to_owned()),

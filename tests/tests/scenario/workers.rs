@@ -135,7 +135,7 @@ on_both_drivers! {
         let kept = lopsided(&proxy, 60);
         // Whichever worker accepts these, most have to go to the first; the signal comes while they are on their way.
         let mut clients = burst(proxy.listener("main"), 100);
-        proxy.terminate();
+        proxy.interrupt();
         for client in &mut clients {
             let response = client.read_response("GET").unwrap();
             assert_eq!((response.status, response.text().as_str()), (200, "served"));
