@@ -21,10 +21,11 @@ use tokio::sync::watch;
 use crate::ads::{AdsService, Roster};
 use crate::api::{Api, Guard, build_router};
 use crate::compile::Snapshot;
-use crate::kubernetes::{Cluster, ClusterError, Reads};
+use crate::kubernetes::{ClientError, Cluster, ClusterError, Reads, connect, find_namespace};
 use crate::model::PolicySet;
 use crate::settings::{LogFormat, Settings, SettingsError, StoreChoice};
 use crate::store::{FileStore, Registered, Store, StoreError, unite};
+use crate::webhook::{Webhook, WebhookError};
 
 const STOP_TIME: Duration = Duration::from_secs(5);
 
@@ -40,6 +41,12 @@ pub enum StartError {
     /// The cluster could not be read.
     #[error(transparent)]
     Cluster(#[from] ClusterError),
+    /// There is no way to the cluster that the webhook needs.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// The webhook could not be set up.
+    #[error(transparent)]
+    Webhook(#[from] WebhookError),
     /// An address could not be listened on.
     #[error("cannot listen on {address} for {what}: {reason}; {remedy}")]
     Bind {
@@ -89,6 +96,7 @@ pub struct App {
     api: Arc<Api>,
     publish: watch::Sender<Arc<Snapshot>>,
     registered: Option<Registered>,
+    webhook: Option<Webhook>,
     stop: watch::Sender<bool>,
 }
 
@@ -107,6 +115,7 @@ impl App {
         if !settings.xds.ip().is_loopback() {
             tracing::warn!(xds = %settings.xds, "xDS is plaintext and open beyond loopback");
         }
+        let webhook = start_webhook(settings).await?;
         let bound = api_listener.local_addr().unwrap_or(settings.api);
         let (stop, stopping) = watch::channel(false);
         let first = Snapshot::compile(with_registered(store.current(), registered.as_ref()));
@@ -123,8 +132,9 @@ impl App {
             guard: Guard::new(bound, settings.token.clone()),
             stop: stopping,
             requests: crate::api::Requests::default(),
+            webhook: webhook.as_ref().map(Webhook::figures),
         });
-        Ok(Self { api_listener, xds_listener, api, publish, registered, stop })
+        Ok(Self { api_listener, xds_listener, api, publish, registered, webhook, stop })
     }
 
     /// Where the API and the xDS server listen.
@@ -135,10 +145,12 @@ impl App {
     /// Prints the ready line and serves until `signal`.
     pub async fn run(self, signal: impl Future<Output = ()>) -> Result<(), RunError> {
         let (api, xds) = self.addresses()?;
+        let webhook = self.webhook.as_ref().map(Webhook::address).transpose()?;
         {
+            let third = webhook.map(|address| format!(" webhook={address}")).unwrap_or_default();
             // Whoever starts it without an output does not want the line.
             let mut out = std::io::stdout().lock();
-            let _ = writeln!(out, "outrigger-control ready api={api} xds={xds}").and_then(|()| out.flush());
+            let _ = writeln!(out, "outrigger-control ready api={api} xds={xds}{third}").and_then(|()| out.flush());
         }
         tracing::info!(%api, %xds, revision = self.api.store.current().revision, "ready");
         let sets = self.api.store.subscribe();
@@ -147,6 +159,12 @@ impl App {
         let rest = axum::serve(self.api_listener, build_router(self.api.clone())).with_graceful_shutdown(async move {
             let _ = stopping.wait_for(|is_stopping| *is_stopping).await;
         });
+        let (webhook, webhook_stop) = (self.webhook, self.stop.subscribe());
+        let webhook = async move {
+            if let Some(webhook) = webhook {
+                webhook.run(webhook_stop).await;
+            }
+        };
         let stop = self.stop;
         let deadline = async {
             signal.await;
@@ -156,7 +174,7 @@ impl App {
             tracing::warn!("some callers did not finish in time and were cut off");
         };
         let serve = async {
-            let (ads, rest) = tokio::join!(ads.serve(self.xds_listener), rest);
+            let (ads, rest, ()) = tokio::join!(ads.serve(self.xds_listener), rest, webhook);
             ads?;
             rest?;
             Ok(())
@@ -226,6 +244,18 @@ async fn compile_changes(
             Err(stopped) => tracing::error!(reason = %stopped, "a revision was not compiled"),
         }
     }
+}
+
+async fn start_webhook(settings: &Settings) -> Result<Option<Webhook>, StartError> {
+    let Some((webhook, injector)) = &settings.webhook else { return Ok(None) };
+    let cluster = match webhook.needs_cluster() {
+        true => {
+            let client = connect(|name| std::env::var(name).ok()).await?;
+            Some((client, find_namespace(settings.kube_namespace.as_deref())?))
+        }
+        false => None,
+    };
+    Ok(Some(Webhook::start(webhook, injector.clone(), cluster).await?))
 }
 
 async fn bind(what: &'static str, address: SocketAddr) -> Result<TcpListener, StartError> {

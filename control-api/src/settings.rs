@@ -9,10 +9,12 @@ use std::path::{Path, PathBuf};
 
 use clap::{Parser, ValueEnum};
 
+use crate::inject::InjectorConfig;
 use crate::model::cursor::{Cursor, Report};
 use crate::model::document::{Syntax, split_documents};
 use crate::model::object::{LABEL_RULE, is_dns_label};
 use crate::model::problem::Problem;
+use crate::webhook::{WebhookArgs, WebhookSettings};
 
 const TOKEN_BYTES_MIN: usize = 16;
 
@@ -53,6 +55,9 @@ pub struct Args {
     /// File with the token that API callers must send.
     #[arg(long, value_name = "FILE")]
     pub token_file: Option<PathBuf>,
+    /// The injector's webhook.
+    #[command(flatten)]
+    pub webhook: WebhookArgs,
     /// What is logged: error, warn, info, debug, trace, or a filter such as info,h2=debug
     /// [default: info].
     #[arg(long, value_name = "LEVEL")]
@@ -102,6 +107,8 @@ pub struct Settings {
     pub kube_namespace: Option<String>,
     /// What API callers must send.
     pub token: Option<String>,
+    /// The webhook, if there is one, and what it puts into pods.
+    pub webhook: Option<(WebhookSettings, InjectorConfig)>,
     /// The log filter.
     pub log_level: String,
     /// How it is logged.
@@ -143,6 +150,9 @@ pub enum SettingsError {
         /// How long it is.
         length: usize,
     },
+    /// The webhook's flags contradict each other.
+    #[error("{0}")]
+    Webhook(String),
     /// There is no place for the store.
     #[error("neither XDG_STATE_HOME nor HOME is set; say where the store is with --store PATH")]
     NoStateFolder,
@@ -175,6 +185,9 @@ impl Settings {
             None => StoreChoice::File(state_folder(variable)?.join("outrigger/policy.redb")),
         };
         let has_registry = store == StoreChoice::Kubernetes || args.registry.or(file.registry).is_some();
+        let webhook = args.webhook.clone().or(file.webhook);
+        let injector = webhook.injector.as_ref().map(|path| read_injector(path)).transpose()?.unwrap_or_default();
+        let webhook = webhook.resolve().map_err(SettingsError::Webhook)?.map(|settings| (settings, injector));
         let log_level = args.log_level.clone().or(file.log_level).unwrap_or_else(|| "info".into());
         if !is_log_filter(&log_level) {
             return Err(SettingsError::LogLevel(log_level));
@@ -186,6 +199,7 @@ impl Settings {
             has_registry,
             kube_namespace: args.kube_namespace.clone().or(file.kube_namespace),
             token,
+            webhook,
             log_level,
             log_format: args.log_format.or(file.log_format).unwrap_or(LogFormat::Text),
         })
@@ -193,7 +207,7 @@ impl Settings {
 }
 
 /// A level, or a filter of `target=level` parts. The filter's own reader takes any word for a target.
-fn is_log_filter(text: &str) -> bool {
+pub(crate) fn is_log_filter(text: &str) -> bool {
     let is_level = |word: &str| ["off", "error", "warn", "info", "debug", "trace"].contains(&word);
     let parts = text.split(',').all(|part| match part.split_once('=') {
         Some((_, level)) => is_level(level),
@@ -227,6 +241,12 @@ fn read_token(path: &Path) -> Result<String, SettingsError> {
     Ok(token.to_owned())
 }
 
+/// Reads the injector's configuration.
+pub fn read_injector(path: &Path) -> Result<InjectorConfig, SettingsError> {
+    let text = read_text(path, "check the path given with --injector-config")?;
+    InjectorConfig::parse(&text).map_err(|problems| SettingsError::Refused { path: path.to_owned(), problems })
+}
+
 fn read_file(path: &Path) -> Result<Args, SettingsError> {
     let text = read_text(path, "check the path given with -c")?;
     let refused = |problems| SettingsError::Refused { path: path.to_owned(), problems };
@@ -248,7 +268,8 @@ fn read_file(path: &Path) -> Result<Args, SettingsError> {
 }
 
 fn walk_file(at: &Cursor<'_>) -> Option<Args> {
-    let fields = at.fields(&["api", "xds", "store", "registry", "kubeNamespace", "tokenFile", "log"])?;
+    let fields =
+        at.fields(&["api", "xds", "store", "registry", "kubeNamespace", "tokenFile", "webhook", "injector", "log"])?;
     let path = |name: &str| fields.optional(name)?.string().map(PathBuf::from);
     let address = |name: &str| {
         let at = fields.optional(name)?;
@@ -268,6 +289,7 @@ fn walk_file(at: &Cursor<'_>) -> Option<Args> {
         registry: fields.optional("registry").and_then(|at| at.choice(&[("kubernetes", Registry::Kubernetes)])),
         kube_namespace: fields.optional("kubeNamespace").and_then(|at| at.text(is_dns_label, LABEL_RULE)),
         token_file: path("tokenFile"),
+        webhook: WebhookArgs::walk(fields.optional("webhook"), fields.optional("injector")),
         log_level: log.as_ref().and_then(|log| log.optional("level")?.string().map(str::to_owned)),
         log_format: log.as_ref().and_then(|log| log.optional("format")).and_then(format),
     })

@@ -12,6 +12,7 @@ use axum::response::IntoResponse;
 use super::Api;
 use crate::kubernetes::Cluster;
 use crate::model::Kind;
+use crate::webhook::Figures;
 
 /// Answers of the API by class of status.
 #[derive(Debug, Default)]
@@ -72,6 +73,9 @@ pub(super) async fn render(State(api): State<Arc<Api>>) -> impl IntoResponse {
     if let Some(cluster) = &api.cluster {
         cluster_lines(&mut page, cluster);
     }
+    if let Some(webhook) = &api.webhook {
+        render_webhook(webhook, &mut page);
+    }
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], page.text)
 }
 
@@ -89,6 +93,25 @@ fn cluster_lines(page: &mut Page, cluster: &Cluster) {
     }
     let leads = u64::from(cluster.is_leader());
     page.single("outrigger_control_kubernetes_leader", "gauge", "1 while this replica writes statuses.", leads);
+}
+
+fn render_webhook(webhook: &Figures, page: &mut Page) {
+    page.head(
+        "outrigger_control_webhook_reviews_total",
+        "counter",
+        "Answers of the webhook by what was said about the pod.",
+    );
+    for (verdict, count) in webhook.verdicts() {
+        page.line("outrigger_control_webhook_reviews_total", &[("verdict", verdict.as_str())], count);
+    }
+    let (rotations, failures) = webhook.rotations();
+    let name = "outrigger_control_webhook_certificates_total";
+    page.single(name, "counter", "Certificates that the webhook took into use.", rotations);
+    let name = "outrigger_control_webhook_certificate_failures_total";
+    page.single(name, "counter", "Times that certificate or caBundle could not be kept right.", failures);
+    let name = "outrigger_control_webhook_certificate_expiry_seconds";
+    let help = "When the webhook's own certificate ends, in seconds since 1970; 0 where somebody else makes it.";
+    page.single(name, "gauge", help, webhook.certificate_ends());
 }
 
 /// Text under construction. Label values here are our own words and need no escapes.

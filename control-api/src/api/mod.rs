@@ -33,6 +33,7 @@ use crate::ads::{Roster, Snapshots};
 use crate::kubernetes::Cluster;
 use crate::model::Kind;
 use crate::store::{Changes, Outcome, Store, StoreError};
+use crate::webhook::Figures;
 
 /// How long an answer waits for what it stored to be compiled.
 const COMPILE_TIME: Duration = Duration::from_secs(5);
@@ -57,6 +58,8 @@ pub struct Api {
     pub stop: Receiver<bool>,
     /// Counts of answers.
     pub requests: Requests,
+    /// Counts of the webhook, where there is one.
+    pub webhook: Option<Arc<Figures>>,
 }
 
 impl Api {

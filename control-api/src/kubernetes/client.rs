@@ -84,7 +84,7 @@ pub fn find_namespace(told: Option<&str>) -> Result<String, ClientError> {
 
 /// An error with all its causes, for causes are what tells a refused connection from a refused certificate.
 #[must_use]
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(next) = cause {

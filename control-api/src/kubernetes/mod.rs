@@ -8,7 +8,7 @@
 //! namespace goes with it.
 //! Tests: foot of the pure files; `tests/tests/kube.rs` with a real API server.
 
-mod client;
+pub(crate) mod client;
 mod cluster;
 pub mod crd;
 mod lease;

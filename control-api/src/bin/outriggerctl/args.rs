@@ -113,6 +113,27 @@ pub(crate) enum Command {
         #[arg(short = 'o', long, value_enum, default_value = "table")]
         output: Output,
     },
+    /// Put sidecars into the workloads of a file, as the webhook does to their pods.
+    #[command(
+        after_help = "Examples:\n  outriggerctl inject -f deployment.yaml | kubectl apply -f -\n  kubectl get deploy orders -o yaml | outriggerctl inject -f -\n  outriggerctl inject --list-annotations"
+    )]
+    Inject {
+        /// YAML or JSON file; - reads standard input. May be given several times.
+        #[arg(short = 'f', long = "file", value_name = "FILE", required_unless_present = "list_annotations")]
+        files: Vec<PathBuf>,
+        /// The injector's configuration, as outrigger-control has it (key injector.yaml of the chart's ConfigMap).
+        #[arg(long, value_name = "FILE")]
+        injector_config: Option<PathBuf>,
+        /// Namespace of objects that name none.
+        #[arg(short = 'n', long, default_value = "default")]
+        namespace: String,
+        /// Print the annotations that pods can have, with their values, instead.
+        #[arg(long, conflicts_with_all = ["files", "injector_config"])]
+        list_annotations: bool,
+        /// How to print it [default: yaml; of the list: table].
+        #[arg(short = 'o', long, value_enum)]
+        output: Option<Output>,
+    },
     /// Show the connected proxies, what each runs and what it refused.
     #[command(after_help = "Examples:\n  outriggerctl proxies\n  outriggerctl proxies -o json")]
     Proxies {

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use crate::args::{Args, Command, Output};
 use crate::client::{Body, Client, Failure};
+use crate::inject;
 use crate::lines::differ;
 use crate::table::render;
 
@@ -26,6 +27,14 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
         print(&render_definitions())?;
         return Ok(ExitCode::SUCCESS);
     }
+    if let Command::Inject { files, injector_config, namespace, list_annotations, output } = &args.command {
+        let text = match list_annotations {
+            true => inject::list(output.unwrap_or(Output::Table))?,
+            false => inject::inject(files, injector_config.as_deref(), namespace, *output)?,
+        };
+        print(&text)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let client = Client::build(args)?;
     match &args.command {
         Command::Apply { files, dry_run, wait, timeout } => {
@@ -37,7 +46,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
                 wait_for(&client, revision, timeout, &[])?;
             }
         }
-        Command::Completions { .. } | Command::Crds => {}
+        Command::Completions { .. } | Command::Crds | Command::Inject { .. } => {}
         Command::Delete { kind: Some(kind), name: Some(name), namespace, force, .. } => {
             let kind = Kind::parse_loose(kind).map_err(Failure::refused)?;
             let path = format!("/v1/{kind}/{}/{}?force={force}", escape(namespace), escape(name));
@@ -120,7 +129,7 @@ fn send_files(client: &Client, path: &str, files: &[PathBuf]) -> Result<Value, F
     client.send("POST", path, Body::Yaml(&stream.text)).map_err(|failure| stream.name_files(failure))
 }
 
-fn read_one(path: &Path) -> Result<String, Failure> {
+pub(crate) fn read_one(path: &Path) -> Result<String, Failure> {
     if path == Path::new("-") {
         let mut text = String::new();
         let read = std::io::stdin().read_to_string(&mut text);
@@ -219,11 +228,11 @@ fn show_objects(items: &[Value], output: Output, is_one: bool) -> Result<String,
     }
 }
 
-fn pretty(value: &Value) -> String {
+pub(crate) fn pretty(value: &Value) -> String {
     format!("{value:#}\n")
 }
 
-fn to_yaml(value: &Value) -> Result<String, Failure> {
+pub(crate) fn to_yaml(value: &Value) -> Result<String, Failure> {
     serde_yaml_ng::to_string(value).map_err(|error| Failure::failed(error.to_string()))
 }
 

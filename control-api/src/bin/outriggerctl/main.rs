@@ -3,6 +3,7 @@
 mod args;
 mod client;
 mod commands;
+mod inject;
 mod lines;
 mod table;
 

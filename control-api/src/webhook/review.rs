@@ -1,0 +1,239 @@
+//! Purpose: an AdmissionReview in, its answer out.
+//! Shape: pure; the envelope is read first and the pod inside it only when it is to be looked at.
+//! Errors: what is no review gets an HTTP status and a sentence; a pod that cannot be is refused inside the review, where
+//! whoever made it reads it.
+//! Limits: the server bounds the size. Depth costs nothing: what nobody looks at is stepped over without recursion.
+//! Source: Kubernetes, admission.k8s.io/v1 AdmissionReview; only v1.
+//! Tests: foot of this file; `tests/inject`.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use serde_json::{Value, json};
+
+use super::figures::Verdict;
+use crate::inject::{Decision, InjectorConfig, Outcome, Pod, decide};
+use crate::model::Problem;
+
+const API_VERSION: &str = "admission.k8s.io/v1";
+const KIND: &str = "AdmissionReview";
+const UID_BYTES_MAX: usize = 256;
+/// A message longer than this reaches nobody whole.
+const MESSAGE_CHARS_MAX: usize = 4_000;
+
+/// What is sent back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// Status of HTTP.
+    pub status: u16,
+    /// JSON.
+    pub body: String,
+    /// For the figures.
+    pub verdict: Verdict,
+}
+
+impl Answer {
+    /// An answer to what is no review.
+    #[must_use]
+    pub fn malformed(status: u16, message: &str) -> Self {
+        let body = json!({ "error": { "status": status, "message": message } }).to_string();
+        Self { status, body, verdict: Verdict::Malformed }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Review<'a> {
+    api_version: Option<String>,
+    kind: Option<String>,
+    #[serde(borrow)]
+    request: Option<Request<'a>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Request<'a> {
+    uid: Option<String>,
+    kind: Option<GroupKind>,
+    sub_resource: Option<String>,
+    namespace: Option<String>,
+    operation: Option<String>,
+    #[serde(borrow)]
+    object: Option<&'a RawValue>,
+}
+
+#[derive(Deserialize, Default)]
+struct GroupKind {
+    group: Option<String>,
+    kind: Option<String>,
+}
+
+/// Answers the body of a request.
+#[must_use]
+pub fn answer(body: &[u8], config: &InjectorConfig) -> Answer {
+    let review: Review<'_> = match serde_json::from_slice(body) {
+        Ok(review) => review,
+        Err(error) => return Answer::malformed(400, &format!("the body is not an AdmissionReview: {error}")),
+    };
+    let (version, kind) = (review.api_version.unwrap_or_default(), review.kind.unwrap_or_default());
+    if (version.as_str(), kind.as_str()) != (API_VERSION, KIND) {
+        let found = format!("{kind:.80} of {version:.80}");
+        return Answer::malformed(400, &format!("the body is a {found:?}; only {KIND} of {API_VERSION} is answered"));
+    }
+    let Some(request) = review.request else {
+        return Answer::malformed(400, "request: is required and missing; is this an answer?");
+    };
+    let uid = request.uid.clone().unwrap_or_default();
+    if uid.is_empty() || uid.len() > UID_BYTES_MAX {
+        return Answer::malformed(400, &format!("request.uid: must have 1 to {UID_BYTES_MAX} bytes"));
+    }
+    respond(&uid, &request, config)
+}
+
+fn respond(uid: &str, request: &Request<'_>, config: &InjectorConfig) -> Answer {
+    let kind = request.kind.as_ref();
+    let is_pod = kind.is_some_and(|kind| {
+        kind.group.as_deref().unwrap_or_default().is_empty() && kind.kind.as_deref() == Some("Pod")
+    });
+    let is_whole = request.sub_resource.as_deref().unwrap_or_default().is_empty();
+    if !is_pod || !is_whole || request.operation.as_deref() != Some("CREATE") {
+        return allow(uid, Verdict::Ignored, None);
+    }
+    let Some(object) = request.object else {
+        return refuse(uid, 400, "BadRequest", "request.object: is required and missing");
+    };
+    let pod: Pod = match serde_json::from_str(object.get()) {
+        Ok(pod) => pod,
+        Err(_) => return refuse(uid, 400, "BadRequest", &unreadable(object)),
+    };
+    match decide(&pod, request.namespace.as_deref().unwrap_or_default(), config) {
+        Ok(decision) => {
+            let verdict = match decision.outcome {
+                Outcome::Injected => Verdict::Injected,
+                Outcome::Present => Verdict::Present,
+                Outcome::Skipped(_) => Verdict::Skipped,
+            };
+            allow(uid, verdict, Some(&decision))
+        }
+        Err(problems) => {
+            let lines: Vec<String> = problems.iter().map(Problem::to_string).collect();
+            refuse(uid, 422, "Invalid", &format!("outrigger: {}", lines.join("\n")))
+        }
+    }
+}
+
+/// Read again, with an eye on where it goes wrong.
+fn unreadable(object: &RawValue) -> String {
+    let mut reader = serde_json::Deserializer::from_str(object.get());
+    match serde_path_to_error::deserialize::<_, Pod>(&mut reader) {
+        Err(error) => {
+            let path = error.path().to_string();
+            format!("outrigger: the pod cannot be read: {path}: {}", error.into_inner())
+        }
+        Ok(_) => "outrigger: the pod cannot be read".to_owned(),
+    }
+}
+
+fn allow(uid: &str, verdict: Verdict, decision: Option<&Decision>) -> Answer {
+    let mut response = json!({ "uid": uid, "allowed": true });
+    if let Some(decision) = decision {
+        if !decision.steps.is_empty() {
+            // Strings and JSON values only: it cannot fail.
+            let patch = serde_json::to_vec(&decision.steps).unwrap_or_default();
+            response["patchType"] = json!("JSONPatch");
+            response["patch"] = json!(STANDARD.encode(patch));
+        }
+        if !decision.warnings.is_empty() {
+            response["warnings"] = json!(decision.warnings);
+        }
+    }
+    reply(response, verdict)
+}
+
+fn refuse(uid: &str, code: u16, reason: &str, message: &str) -> Answer {
+    let mut message: String = message.to_owned();
+    if let Some((end, _)) = message.char_indices().nth(MESSAGE_CHARS_MAX) {
+        message.truncate(end);
+        message.push_str("...");
+    }
+    let status = json!({ "code": code, "message": message, "reason": reason, "status": "Failure" });
+    reply(json!({ "uid": uid, "allowed": false, "status": status }), Verdict::Refused)
+}
+
+fn reply(response: Value, verdict: Verdict) -> Answer {
+    let body = json!({ "apiVersion": API_VERSION, "kind": KIND, "response": response }).to_string();
+    Answer { status: 200, body, verdict }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn asked(body: &str) -> (u16, Value) {
+        let answer = answer(body.as_bytes(), &InjectorConfig::default());
+        (answer.status, serde_json::from_str(&answer.body).expect("JSON"))
+    }
+
+    fn review(request: &Value) -> String {
+        json!({ "apiVersion": API_VERSION, "kind": KIND, "request": request }).to_string()
+    }
+
+    #[test]
+    fn what_is_no_review_gets_a_status_and_a_sentence() {
+        for (body, wanted) in [
+            ("", "not an AdmissionReview"),
+            ("{", "not an AdmissionReview"),
+            ("[]", "not an AdmissionReview"),
+            ("\u{0}", "not an AdmissionReview"),
+            ("{}", "only AdmissionReview of admission.k8s.io/v1"),
+            (r#"{"apiVersion":"admission.k8s.io/v1beta1","kind":"AdmissionReview"}"#, "v1beta1"),
+            (r#"{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","response":{}}"#, "request: is required"),
+            (r#"{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","request":{}}"#, "request.uid"),
+            (r#"{"kind":"AdmissionReview","kind":"AdmissionReview"}"#, "duplicate field"),
+        ] {
+            let (status, answer) = asked(body);
+            let message = answer["error"]["message"].as_str().unwrap_or_default();
+            assert!(status == 400 && message.contains(wanted), "{body}: {status} {message}");
+        }
+        assert!(answer(&[0xff, 0xfe], &InjectorConfig::default()).status == 400);
+    }
+
+    #[test]
+    fn depth_is_stepped_over() {
+        let deep = "[".repeat(1_000_000) + &"]".repeat(1_000_000);
+        let pod = format!(r#"{{"metadata":{{}},"spec":{{"containers":[{{"name":"a"}}],"x":{deep}}}}}"#);
+        let text = review(&json!({ "uid": "u", "kind": { "kind": "Pod" }, "operation": "CREATE" }));
+        let text = text.replace(r#""uid":"u""#, &format!(r#""uid":"u","object":{pod}"#));
+        let (status, answer) = asked(&text);
+        assert_eq!((status, &answer["response"]["allowed"]), (200, &json!(true)), "{answer}");
+        assert!(answer["response"]["patch"].is_string());
+    }
+
+    #[test]
+    fn what_is_not_a_new_pod_passes() {
+        let pod = json!({ "spec": { "containers": [{ "name": "a" }] } });
+        for request in [
+            json!({ "uid": "u", "kind": { "kind": "Pod" }, "operation": "UPDATE", "object": pod }),
+            json!({ "uid": "u", "kind": { "kind": "Pod" }, "operation": "DELETE", "object": null }),
+            json!({ "uid": "u", "kind": { "kind": "Pod" }, "operation": "CREATE", "subResource": "binding", "object": pod }),
+            json!({ "uid": "u", "kind": { "group": "apps", "kind": "Deployment" }, "operation": "CREATE", "object": 3 }),
+            json!({ "uid": "u", "kind": { "group": "metrics.k8s.io", "kind": "Pod" }, "operation": "CREATE", "object": {} }),
+        ] {
+            let (status, answer) = asked(&review(&request));
+            assert_eq!((status, &answer["response"]), (200, &json!({ "uid": "u", "allowed": true })), "{request}");
+        }
+    }
+
+    #[test]
+    fn an_unreadable_pod_is_refused_with_the_place() {
+        let pod = json!({ "spec": { "containers": [{ "name": "a" }, { "ports": 80 }] } });
+        let request = json!({ "uid": "u", "kind": { "kind": "Pod" }, "operation": "CREATE", "object": pod });
+        let (_, answer) = asked(&review(&request));
+        let message = answer["response"]["status"]["message"].as_str().unwrap_or_default();
+        assert!(message.contains("spec.containers[1].ports: invalid type"), "{message}");
+        let request = json!({ "uid": "u", "kind": { "kind": "Pod" }, "operation": "CREATE" });
+        let (_, answer) = asked(&review(&request));
+        assert_eq!(answer["response"]["status"]["code"], 400);
+    }
+}
