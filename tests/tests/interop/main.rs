@@ -13,6 +13,7 @@ mod http1;
 mod http2;
 mod opaque;
 mod upgrade;
+mod webhook;
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;

@@ -48,6 +48,7 @@ mod grpc;
 mod health;
 mod http2;
 mod http2_attacks;
+mod inject;
 mod input;
 mod leave;
 mod limits;
