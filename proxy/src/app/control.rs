@@ -74,11 +74,7 @@ async fn control(
 ) -> Result<(), Failure> {
     let admin_socket = match bootstrap.admin {
         None => None,
-        Some(address) => Some(tokio::net::TcpListener::bind(address).await.map_err(|error| {
-            Failure::Refused(format!(
-                "admin: cannot bind {address}: {error}; choose another admin.address, or stop what holds the port"
-            ))
-        })?),
+        Some(address) => Some(glue::bind_admin(address).await?),
     };
     let health_socket = match settings.health {
         None => None,
@@ -87,8 +83,7 @@ async fn control(
     let started = Instant::now();
     let shared = Shared::new(Arc::<Registry>::default(), started);
     shared.own.set_heartbeat_port(settings.heartbeat_port);
-    let publisher = Publisher::new();
-    let worker_count = settings.worker_count();
+    let (publisher, worker_count) = (Publisher::new(), settings.worker_count());
     note(&worker_count);
     let workers = Arc::new(start_workers(worker_count.count, &probe, &shared, &publisher)?);
     let (phase, phases) = watch::channel(Phase::Starting);

@@ -190,6 +190,15 @@ pub(super) fn leave(control: &Control) -> Leave {
     })
 }
 
+/// Binds the admin port.
+pub(super) async fn bind_admin(address: SocketAddr) -> Result<tokio::net::TcpListener, Failure> {
+    tokio::net::TcpListener::bind(address).await.map_err(|error| {
+        Failure::Refused(format!(
+            "admin: cannot bind {address}: {error}; choose another admin.address, or stop what holds the port"
+        ))
+    })
+}
+
 /// Binds the health port.
 pub(super) async fn bind_health(address: HealthAddress) -> Result<tokio::net::TcpListener, Failure> {
     let any = |port| [SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)), (Ipv4Addr::UNSPECIFIED, port).into()];
