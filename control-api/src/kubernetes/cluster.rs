@@ -65,7 +65,8 @@ pub enum Reads {
 /// What a watch saw.
 enum Seen {
     Policy(Kind, Event<DynamicObject>),
-    Service(Event<Service>),
+    // By far the largest.
+    Service(Box<Event<Service>>),
     Slice(Event<EndpointSlice>),
 }
 
@@ -88,7 +89,7 @@ impl Kept {
     fn take(&self, seen: Seen) {
         match seen {
             Seen::Policy(kind, event) => self.policies().take(kind, event),
-            Seen::Service(event) => self.registry().take_service(event),
+            Seen::Service(event) => self.registry().take_service(*event),
             Seen::Slice(event) => self.registry().take_slice(event),
         }
     }
@@ -250,8 +251,11 @@ impl Cluster {
             })
         };
         let registry = self.kept.registry();
-        let skip = |(namespace, name, skip): (&str, &str, &super::Skip)| json!({ "namespace": namespace, "name": name, "reason": skip.to_string() });
-        let skipped: Vec<Value> = registry.skipped().map(skip).collect();
+        let skipped = registry.skipped().map(|(namespace, name, skip)| {
+            let reason = skip.to_string();
+            json!({ "namespace": namespace, "name": name, "reason": reason })
+        });
+        let skipped: Vec<Value> = skipped.collect();
         let standing = self.standing.borrow().clone();
         let refused: Vec<Value> = standing
             .objects
@@ -277,7 +281,7 @@ fn spawn_watches(client: &Client, reads: Reads, seen: &mpsc::Sender<Seen>, tasks
         pulse
     };
     let services: Api<Service> = Api::all(client.clone());
-    tasks.spawn(follow(services, pulse("services"), pass(seen, Seen::Service)));
+    tasks.spawn(follow(services, pulse("services"), pass(seen, |event| Seen::Service(Box::new(event)))));
     let slices: Api<EndpointSlice> = Api::all(client.clone());
     tasks.spawn(follow(slices, pulse("endpointslices"), pass(seen, Seen::Slice)));
     if reads == Reads::Policy {
@@ -339,9 +343,9 @@ impl Seen {
     fn listed(&self) -> Option<&'static str> {
         match self {
             Self::Policy(kind, Event::Listed(_)) => Some(plural(*kind)),
-            Self::Service(Event::Listed(_)) => Some("services"),
+            Self::Service(event) => matches!(**event, Event::Listed(_)).then_some("services"),
             Self::Slice(Event::Listed(_)) => Some("endpointslices"),
-            Self::Policy(..) | Self::Service(_) | Self::Slice(_) => None,
+            Self::Policy(..) | Self::Slice(_) => None,
         }
     }
 }
