@@ -11,6 +11,7 @@
 #![allow(clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod golden;
+mod injected;
 mod metrics;
 mod policy;
 mod refusals;

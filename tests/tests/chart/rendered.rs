@@ -47,6 +47,12 @@ impl Rendered {
         self.0.iter().filter(move |object| object["kind"] == kind)
     }
 
+    /// The proxy's image, as the injector is told.
+    pub(crate) fn image(&self) -> String {
+        let told = self.kind("ConfigMap").find_map(|map| map["data"]["injector.yaml"].as_str());
+        text(&parse(told.unwrap_or_default()).remove(0), "/image")
+    }
+
     /// Every pod that will run: the pods themselves, and the templates of workloads.
     pub(crate) fn pods(&self) -> Vec<(String, &Value)> {
         let name = |object: &Value| format!("{}/{}", text(object, "/kind"), text(object, "/metadata/name"));
