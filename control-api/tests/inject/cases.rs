@@ -7,15 +7,15 @@ use serde_json::{Value, json};
 
 /// One review.
 #[derive(Debug, Clone)]
-pub struct Case {
+pub(crate) struct Case {
     /// What it is about.
-    pub name: String,
+    pub(crate) name: String,
     /// The body that is sent.
-    pub body: Vec<u8>,
+    pub(crate) body: Vec<u8>,
     /// The pod inside, where there is one that can be read.
-    pub pod: Option<Value>,
+    pub(crate) pod: Option<Value>,
     /// The pod's namespace.
-    pub namespace: String,
+    pub(crate) namespace: String,
 }
 
 /// Good values and bad ones of each annotation.
@@ -60,14 +60,14 @@ const VALUES: &[(&str, &[&str], &[&str])] = &[
 ];
 
 /// The configuration of all cases.
-pub fn config() -> InjectorConfig {
+pub(crate) fn config() -> InjectorConfig {
     let text = "image: registry.example/outrigger-proxy:1.0.0\nxdsAddress: outrigger-control.mesh.svc:15010\n\
                 controlNamespace: mesh\nseccompProfile: outrigger/proxy.json\n";
     InjectorConfig::parse(text).expect("the configuration of the cases is good")
 }
 
 /// The pod from which the others differ, as an API server sends it.
-pub fn plain() -> Value {
+pub(crate) fn plain() -> Value {
     json!({
         "apiVersion": "v1", "kind": "Pod",
         "metadata": {
@@ -88,7 +88,7 @@ pub fn plain() -> Value {
 }
 
 /// A review of a new pod.
-pub fn review(pod: &Value, namespace: &str) -> Value {
+pub(crate) fn review(pod: &Value, namespace: &str) -> Value {
     json!({
         "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview",
         "request": {
@@ -144,7 +144,7 @@ fn annotate(pod: &mut Value, entries: &[(&str, &str)]) {
 }
 
 /// All cases but the large ones.
-pub fn all() -> Vec<Case> {
+pub(crate) fn all() -> Vec<Case> {
     let mut cases = vec![case("plain", plain(), "shop")];
     for (name, good, bad) in VALUES {
         for value in good.iter().chain(*bad) {
@@ -372,7 +372,7 @@ fn apply(pod: &Value, namespace: &str) -> Value {
 }
 
 /// A pod after a JSON Patch, by another's hand.
-pub fn patched(pod: &Value, steps: &[Step]) -> Value {
+pub(crate) fn patched(pod: &Value, steps: &[Step]) -> Value {
     let steps: json_patch::Patch = serde_json::from_value(json!(steps)).expect("a JSON Patch");
     let mut pod = pod.clone();
     json_patch::patch(&mut pod, &steps).expect("the patch fits");
@@ -495,7 +495,7 @@ fn no_pods() -> Vec<Case> {
 }
 
 /// Pods as large as an API server takes them.
-pub fn large() -> Vec<Case> {
+pub(crate) fn large() -> Vec<Case> {
     const BYTES: usize = 3_000_000;
     let wide = |name: &str, count: usize, one: &dyn Fn(usize) -> Value, pointer: &str| {
         with(&format!("3 MB: {name}"), pointer, (0..count).map(one).collect())
