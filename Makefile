@@ -37,7 +37,7 @@ layout: ## which room may use which, names, sizes, unsafe
 
 # Debian packages for what is missing (as root; RUNLEVEL keeps init scripts from starting services), the rest by fetch.py.
 PEERS = curl:curl h2load:nghttp2-client nghttpd:nghttp2-server nginx:nginx-light chromium:chromium ip:iproute2 openssl:openssl \
-  nft:nftables iptables:iptables setpriv:util-linux sysctl:procps \
+  nft:nftables iptables:iptables crun:crun setpriv:util-linux sysctl:procps \
   mariadbd:mariadb-server-core mariadb:mariadb-client-core redis-server:redis-server memcached:memcached
 interop-peers:
 	@missing=""; for pair in $(PEERS); do \
@@ -47,7 +47,7 @@ interop-peers:
 interop: interop-peers ## real peers before, behind and beside us: curl, nginx, Envoy, OpenSSL, Chromium, MariaDB ...; real cgroups, namespaces
 	$(CARGO) build --workspace --bins --locked
 	OUTRIGGER_ENVOY="$$(python3 tests/tools/fetch.py envoy)" && export OUTRIGGER_ENVOY && \
-	  $(CARGO) test --locked -p outrigger-tests --test interop --test tls --test browser --test cgroup --test veth --test kube --test install --test intercept --test captured -- --ignored
+	  $(CARGO) test --locked -p outrigger-tests --test interop --test tls --test browser --test cgroup --test veth --test kube --test install --test intercept --test captured --test pods -- --ignored
 
 # The property tests with many more cases than `make test` gives them; bounded.
 FUZZ_CASES ?= 10000

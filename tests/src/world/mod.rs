@@ -16,6 +16,7 @@ pub mod downstream;
 pub mod envoy;
 pub mod h2;
 pub mod kube;
+pub mod kubelet;
 pub mod load;
 pub mod message;
 pub mod opaque;

@@ -1,0 +1,339 @@
+//! Purpose: a cluster of one node with the chart in it.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use outrigger_tests::world::kubelet::{Installed, Node, Phase, Pod};
+use outrigger_tests::world::scratch::Scratch;
+use outrigger_tests::world::{Downstream, Kube, wait_for};
+use serde_json::{Value, json};
+
+const SYSTEM: &str = "outrigger-system";
+const CONTROL: &str = "outrigger-control";
+const SOON: Duration = Duration::from_secs(60);
+
+/// How a mesh is set up.
+pub(crate) struct Setup {
+    /// The node has the profile that allows io_uring.
+    pub(crate) installs_profile: bool,
+}
+
+/// A mesh that runs.
+pub(crate) struct Mesh<'a> {
+    pub(crate) node: &'a Node,
+    pub(crate) kube: &'a Kube,
+    installed: Installed,
+    scratch: Scratch,
+    listed: Listed,
+}
+
+/// A pod and the service it is behind.
+struct Listing {
+    service: String,
+    namespace: String,
+    pod: Arc<Pod>,
+}
+
+type Listed = Arc<Mutex<Vec<Listing>>>;
+
+/// A service and the ports of its endpoints, by name.
+struct Slices {
+    namespace: &'static str,
+    service: String,
+    ports: Value,
+}
+
+pub(crate) fn text(value: &Value, pointer: &str) -> String {
+    value.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned()
+}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+}
+
+fn fetch(name: &str) -> PathBuf {
+    let output = Command::new("python3").arg(root().join("tests/tools/fetch.py")).arg(name).output().unwrap();
+    assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
+    PathBuf::from(String::from_utf8(output.stdout).unwrap().trim())
+}
+
+/// Starts node, API and control plane, and acts on them; everything ends with it.
+pub(crate) fn with(setup: &Setup, act: impl FnOnce(&Mesh<'_>) + Send) {
+    let node = Node::new();
+    node.place.inside(|| {
+        let kube = Kube::start_at(node.place.address.into());
+        let is_over = AtomicBool::new(false);
+        let mesh = Mesh {
+            node: &node,
+            kube: &kube,
+            installed: install(&kube, setup),
+            scratch: Scratch::new("mesh").unwrap(),
+            listed: Listed::default(),
+        };
+        std::thread::scope(|scope| {
+            scope.spawn(|| keep_slices(&kube, &mesh.listed, &is_over));
+            // Ends the controller in any case, or a failed test would wait for it.
+            let _over = Over(&is_over);
+            let control = mesh.start_control();
+            act(&mesh);
+            drop(control);
+            mesh.list(|listed| listed.clear());
+        });
+    });
+}
+
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// The chart, by Helm; and what the nodes then have.
+fn install(kube: &Kube, setup: &Setup) -> Installed {
+    kube.install_gateway().unwrap();
+    let config = kube.kubeconfig().unwrap();
+    let home = config.with_file_name("helm");
+    let profile = format!("seccomp.install={}", setup.installs_profile);
+    let mut helm = Command::new(fetch("helm4"));
+    helm.args(["install", "outrigger", "charts/outrigger", "--namespace", SYSTEM, "--create-namespace"]);
+    helm.args(["--set", "replicas=1", "--set", &profile, "--set", "log.format=text"]);
+    helm.current_dir(root()).arg("--kubeconfig").arg(config);
+    for variable in ["HOME", "HELM_CACHE_HOME", "HELM_CONFIG_HOME", "HELM_DATA_HOME"] {
+        helm.env(variable, &home);
+    }
+    let output = helm.output().unwrap();
+    assert!(output.status.success(), "helm: {}", String::from_utf8_lossy(&output.stderr));
+
+    let built = outrigger_tests::world::binary::find("outrigger-proxy").unwrap();
+    let built = built.parent().unwrap().to_owned();
+    // The runtime's own profile is the chart's without io_uring, so a node has it in any case.
+    let file = std::fs::read_to_string(root().join("charts/outrigger/files/seccomp.json")).unwrap();
+    let profile: Value = serde_json::from_str(&file).unwrap();
+    let address = kube.address();
+    let std::net::IpAddr::V4(ip) = address.ip() else { panic!("{address} is of IPv4 here") };
+    Installed {
+        images: ["outrigger-control", "outrigger-proxy", "shop"].map(|image| (image.to_owned(), built.clone())).into(),
+        profiles: [("outrigger/proxy.json".to_owned(), profile)].into(),
+        api: Some((ip, address.port())),
+    }
+}
+
+impl Mesh<'_> {
+    fn list<T>(&self, act: impl FnOnce(&mut Vec<Listing>) -> T) -> T {
+        act(&mut self.listed.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The control plane, as its Deployment says.
+    fn start_control(&self) -> Arc<Pod> {
+        let path = format!("/apis/apps/v1/namespaces/{SYSTEM}/deployments/{CONTROL}");
+        let deployment = self.kube.get(&path).unwrap().unwrap();
+        let mut pod = deployment.pointer("/spec/template").unwrap().clone();
+        pod["apiVersion"] = json!("v1");
+        pod["kind"] = json!("Pod");
+        pod["metadata"]["name"] = json!("control-1");
+        pod["metadata"]["namespace"] = json!(SYSTEM);
+        let account = text(&pod, "/spec/serviceAccountName");
+        let control = self.run(&pod, CONTROL, &account);
+        control.wait_ready();
+        self.node.set_name(&format!("{CONTROL}.{SYSTEM}.svc"), control.place.address);
+        let reachable = || -> Result<(), String> {
+            let probe = json!({
+                "apiVersion": "v1", "kind": "Pod",
+                "metadata": { "name": "probe", "namespace": "default", "labels": { "outrigger.dev/inject": "enabled" } },
+                "spec": { "containers": [{ "name": "app", "image": "shop" }] },
+            });
+            let path = "/api/v1/namespaces/default/pods?dryRun=All";
+            let (status, answer) = self
+                .kube
+                .call("POST", path, "application/json", &probe.to_string())
+                .map_err(|error| error.to_string())?;
+            if status == 201 { Ok(()) } else { Err(answer.to_string()) }
+        };
+        wait_for("the API to reach the webhook", SOON, reachable);
+        control
+    }
+
+    /// Posts a pod and runs what the API made of it.
+    fn run(&self, pod: &Value, service: &str, account: &str) -> Arc<Pod> {
+        let (namespace, name) = (text(pod, "/metadata/namespace"), text(pod, "/metadata/name"));
+        let path = format!("/api/v1/namespaces/{namespace}/pods");
+        let (status, stored) = self.kube.call("POST", &path, "application/json", &pod.to_string()).unwrap();
+        assert_eq!(status, 201, "{name}: {stored}");
+        let volumes = self.volumes(&stored, &namespace);
+        let account = self.kube.account(&namespace, account).unwrap();
+        let pod = Arc::new(Pod::run(self.node, &self.installed, &stored, volumes, Some(account.mount)));
+        let listing = Listing { service: service.to_owned(), namespace, pod: pod.clone() };
+        self.list(|listed| listed.push(listing));
+        pod
+    }
+
+    /// Folders for the Secrets, ConfigMaps and projections of a pod.
+    fn volumes(&self, pod: &Value, namespace: &str) -> BTreeMap<String, PathBuf> {
+        let mut folders = BTreeMap::new();
+        for volume in pod.pointer("/spec/volumes").and_then(Value::as_array).into_iter().flatten() {
+            let name = text(volume, "/name");
+            let (kind, object) = match (volume.get("secret"), volume.get("configMap")) {
+                (Some(secret), _) => ("secrets", text(secret, "/secretName")),
+                (_, Some(map)) => ("configmaps", text(map, "/name")),
+                _ => continue,
+            };
+            let path = format!("/api/v1/namespaces/{namespace}/{kind}/{object}");
+            let stored = self.kube.get(&path).unwrap().unwrap_or_else(|| panic!("{path} is not there"));
+            let folder = self.scratch.path().join(format!("{}-{name}", text(pod, "/metadata/name")));
+            std::fs::create_dir_all(&folder).unwrap();
+            for (key, value) in stored["data"].as_object().into_iter().flatten() {
+                let value = value.as_str().unwrap_or_default();
+                let bytes = if kind == "secrets" { base64(value) } else { value.as_bytes().to_vec() };
+                std::fs::write(folder.join(key), bytes).unwrap();
+            }
+            folders.insert(name, folder);
+        }
+        folders
+    }
+
+    /// A Service whose endpoints the controller keeps; its address and port.
+    pub(crate) fn service(&self, namespace: &str, name: &str, port: u16, target: u16) -> SocketAddr {
+        let service = json!({
+            "apiVersion": "v1", "kind": "Service", "metadata": { "name": name, "namespace": namespace },
+            "spec": {
+                "selector": { "app": name },
+                "ports": [{ "name": "http", "port": port, "targetPort": target, "appProtocol": "http" }],
+            },
+        });
+        let stored = self.kube.apply(&service).unwrap();
+        let address: Ipv4Addr = text(&stored, "/spec/clusterIP").parse().unwrap();
+        (address, port).into()
+    }
+
+    fn pod(namespace: &str, app: &str, name: &str, spec: Value) -> Value {
+        json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": { "name": name, "namespace": namespace, "labels": { "app": app } },
+            "spec": spec,
+        })
+    }
+
+    /// A pod of an application that says its name at `/health`; asked to end, it does so at once.
+    pub(crate) fn server(&self, namespace: &str, app: &str, name: &str) -> Arc<Pod> {
+        let script =
+            format!("trap 'exit 0' TERM; outrigger-shop app --role stock --name {name} --listen 0.0.0.0:8080 & wait");
+        let container = json!({
+            "name": "app", "image": "shop:1", "command": ["/bin/sh", "-c", script],
+            "ports": [{ "containerPort": 8080 }],
+            "readinessProbe": { "httpGet": { "path": "/health", "port": 8080 }, "periodSeconds": 1 },
+            "securityContext": { "runAsUser": 1000, "runAsGroup": 1000 },
+        });
+        let spec = json!({ "serviceAccountName": "default", "containers": [container] });
+        self.run(&Self::pod(namespace, app, name, spec), app, "default")
+    }
+
+    /// A pod as a Job makes it.
+    pub(crate) fn job(&self, namespace: &str, name: &str, script: &str) -> Arc<Pod> {
+        let container = json!({ "name": "app", "image": "shop:1", "command": ["/bin/sh", "-c", script] });
+        let spec = json!({ "restartPolicy": "Never", "serviceAccountName": "default", "containers": [container] });
+        let mut pod = Self::pod(namespace, "job", name, spec);
+        pod["metadata"]["ownerReferences"] =
+            json!([{ "apiVersion": "batch/v1", "kind": "Job", "name": name, "uid": "0", "controller": true }]);
+        self.run(&pod, "job", "default")
+    }
+
+    /// Takes a pod that is over out of the API and the list.
+    pub(crate) fn forget(&self, name: &str) {
+        let gone = self.list(|listed| {
+            let at = listed.iter().position(|listing| listing.pod.name == name);
+            at.map(|at| listed.remove(at))
+        });
+        if let Some(listing) = gone {
+            self.kube.delete(&format!("/api/v1/namespaces/{}/pods/{name}", listing.namespace)).unwrap();
+        }
+    }
+
+    /// What a pod's sidecar tells of itself at its health port.
+    pub(crate) fn metrics(&self, pod: &Pod) -> String {
+        let address = (pod.place.address, 15_020).into();
+        let answer = Downstream::connect(address).and_then(|mut client| client.get("/metrics")).unwrap();
+        String::from_utf8_lossy(&answer.body).into_owned()
+    }
+
+    /// Waits until a pod's requests to an address are answered.
+    pub(crate) fn wait_served(&self, from: &Pod, address: SocketAddr) {
+        wait_for("the service to answer", SOON, || {
+            let answer =
+                from.place.inside(|| Downstream::connect(address).and_then(|mut client| client.get("/health")));
+            match answer {
+                Ok(answer) if answer.status == 200 => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
+        });
+    }
+}
+
+/// The part of the endpoint slice controller that counts here: one slice a service, with what its pods say of themselves.
+fn keep_slices(kube: &Kube, listed: &Listed, is_over: &AtomicBool) {
+    let services = [
+        Slices {
+            namespace: SYSTEM,
+            service: CONTROL.to_owned(),
+            ports: json!([
+                { "name": "api", "port": 15_080 }, { "name": "xds", "port": 15_010 }, { "name": "webhook", "port": 15_017 },
+            ]),
+        },
+        Slices { namespace: "shop", service: "orders".to_owned(), ports: json!([{ "name": "http", "port": 8080 }]) },
+    ];
+    let mut written: BTreeMap<String, Value> = BTreeMap::new();
+    while !is_over.load(Ordering::Relaxed) {
+        for slices in &services {
+            let endpoints: Vec<Value> = {
+                let listed = listed.lock().unwrap_or_else(PoisonError::into_inner);
+                let own =
+                    listed.iter().filter(|one| one.service == slices.service && one.namespace == slices.namespace);
+                own.map(|listing| endpoint(&listing.pod)).collect()
+            };
+            let ports: Vec<Value> = slices.ports.as_array().into_iter().flatten().cloned().collect();
+            let slice = json!({
+                "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+                "metadata": {
+                    "name": format!("{}-1", slices.service), "namespace": slices.namespace,
+                    "labels": { "kubernetes.io/service-name": slices.service },
+                },
+                "ports": ports, "endpoints": endpoints,
+            });
+            // Its namespace may not be there yet.
+            if written.get(&slices.service) != Some(&slice) && kube.apply(&slice).is_ok() {
+                written.insert(slices.service.clone(), slice);
+            }
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn endpoint(pod: &Pod) -> Value {
+    let state = pod.state();
+    let serving = state.phase == Phase::Running;
+    json!({
+        "addresses": [pod.place.address.to_string()],
+        "conditions": {
+            "ready": state.is_ready, "serving": serving && (state.is_ready || state.is_terminating), "terminating": state.is_terminating,
+        },
+        "targetRef": { "kind": "Pod", "name": pod.name },
+    })
+}
+
+fn base64(text: &str) -> Vec<u8> {
+    use std::io::Write as _;
+    let mut child = Command::new("base64")
+        .arg("-d")
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+    child.wait_with_output().unwrap().stdout
+}
