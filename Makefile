@@ -46,6 +46,8 @@ interop-peers:
 
 interop: interop-peers ## real peers before, behind and beside us: curl, nginx, Envoy, OpenSSL, Chromium, MariaDB ...; real cgroups, namespaces
 	$(CARGO) build --workspace --bins --locked
+	@echo "fetching peers; the API server of Kubernetes is built once, which takes minutes"
+	@python3 tests/tools/fetch.py etcd kube-apiserver gateway-crds chart-schemas helm3 helm4
 	OUTRIGGER_ENVOY="$$(python3 tests/tools/fetch.py envoy)" && export OUTRIGGER_ENVOY && \
 	  $(CARGO) test --locked -p outrigger-tests --test interop --test tls --test browser --test cgroup --test veth --test kube --test install --test intercept --test captured --test pods -- --ignored
 

@@ -62,8 +62,13 @@ fn fetch(name: &str) -> PathBuf {
     PathBuf::from(String::from_utf8(output.stdout).unwrap().trim())
 }
 
+/// One mesh at a time: each has dozens of processes, and what they show hangs on when they come and go.
+static ONE: Mutex<()> = Mutex::new(());
+
 /// Starts node, API and control plane, and acts on them; everything ends with it.
 pub(crate) fn with(setup: &Setup, act: impl FnOnce(&Mesh<'_>) + Send) {
+    // A test that failed does not keep the others from theirs.
+    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     let node = Node::new();
     node.place.inside(|| {
         let kube = Kube::start_at(node.place.address.into());
