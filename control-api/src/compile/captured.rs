@@ -46,7 +46,7 @@ use crate::model::upstream::{AppProtocol, Health};
 use crate::model::{PolicySet, Services};
 
 /// Where what belongs to no service goes.
-const PASSTHROUGH: &str = "passthrough";
+pub(super) const PASSTHROUGH: &str = "passthrough";
 /// Where it ends, where policy allows services only.
 const BLACKHOLE: &str = "blackhole";
 /// Where a connection to a port that no endpoint has goes.

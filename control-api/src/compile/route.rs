@@ -8,9 +8,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use envoy_types::pb::envoy::config::route::v3::route::Action;
+use envoy_types::pb::envoy::config::route::v3::route_action::ClusterSpecifier;
 use envoy_types::pb::envoy::config::route::v3::{Route, RouteConfiguration, VirtualHost};
 use prost::Message;
 
+use super::captured::PASSTHROUGH;
 use super::effective::Attached;
 use super::rank::Rank;
 use super::resource::{Digest, Resource, ResourceSet};
@@ -59,6 +62,11 @@ impl<'a> Service<'a> {
         find_port(&self.ports, None).or_else(|| find_port(&self.ports, Some(80))).or(self.ports.first().copied())
     }
 
+    /// Whether a route is bound to a port.
+    fn is_bound(&self, port: u16) -> bool {
+        self.routes.iter().any(|(.., wanted)| wanted.is_none_or(|wanted| wanted == port))
+    }
+
     /// The routes for callers of a port, or of none: those bound to it, or the one to the upstream behind it.
     fn routes_at(&self, port: Option<u16>, upstream: Option<ServicePort<'a>>, attached: &Attached<'_>) -> Vec<Route> {
         let fits = |wanted: &Option<u16>| wanted.is_none() || *wanted == port;
@@ -96,7 +104,11 @@ pub(super) fn compile_service_routes(policy: &PolicySet) -> ResourceSet {
         let attached = &attached;
         service.ports.iter().filter_map(move |port| {
             let number = port.upstream.port?;
-            let routes = service.routes_at(Some(number), Some(*port), attached);
+            let mut routes = service.routes_at(Some(number), Some(*port), attached);
+            if port.upstream.addresses.is_empty() && !service.is_bound(number) {
+                // Whoever calls it has chosen an endpoint.
+                routes.iter_mut().for_each(|route| lead_to(route, PASSTHROUGH));
+            }
             let host = VirtualHost {
                 name: format!("{name}.{namespace}:{number}"),
                 domains: vec!["*".to_owned()],
@@ -108,6 +120,12 @@ pub(super) fn compile_service_routes(policy: &PolicySet) -> ResourceSet {
         })
     });
     tables.map(|table| pack_table(&table)).collect()
+}
+
+fn lead_to(route: &mut Route, cluster: &str) {
+    if let Some(Action::Route(action)) = &mut route.action {
+        action.cluster_specifier = Some(ClusterSpecifier::Cluster(cluster.to_owned()));
+    }
 }
 
 /// Name of the route table of a service's port.
