@@ -504,8 +504,8 @@ pub(crate) fn large() -> Vec<Case> {
         annotated("3 MB: one long annotation", &[])
             .map_pod(|pod| pod["metadata"]["annotations"]["x"] = json!("x".repeat(BYTES))),
         wide(
-            "40,000 variables",
-            40_000,
+            "48,000 variables",
+            48_000,
             &|index| json!({ "name": format!("VARIABLE_{index:06}"), "value": format!("value {index:020}") }),
             "/spec/containers/0/env",
         ),
