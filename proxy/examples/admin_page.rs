@@ -79,7 +79,7 @@ async fn main() -> std::io::Result<()> {
             worker_reason: "the 2 CPUs allowed; no quota, no request known".into(),
         },
         workers: Arc::new(|| vec![WorkerIo::default(), WorkerIo { worker: 1, ..WorkerIo::default() }]),
-        ready: Arc::new(|| Readiness::default()),
+        ready: Arc::new(Readiness::default),
         capture: Arc::new(|| None),
         xds: Arc::new(move || xds_status(started)),
         limits: Arc::new(Vec::new),

@@ -291,6 +291,7 @@ fn the_rest_api_writes_to_the_cluster_all_or_nothing() {
 }
 
 /// Kind, what it is about, spec, whether it is good.
+#[allow(clippy::too_many_lines, reason = "a table")]
 fn cases() -> Vec<(&'static str, &'static str, Value, bool)> {
     let endpoints = |list: Value| json!({ "endpoints": list });
     let at = |address: &str| json!({ "endpoints": [{ "address": address }] });

@@ -163,7 +163,8 @@ impl Walk<'_> {
         let kind = text("kind").or(of_list.map(|(_, kind)| kind.to_owned())).unwrap_or_default();
         if let (Some(item), Some(Yaml::Sequence(items))) = (kind.strip_suffix("List"), value.get_mut("items")) {
             let of_list = (!item.is_empty()).then_some((api_version.as_str(), item));
-            return items.iter_mut().fold(false, |changed, item| self.object(item, of_list) || changed);
+            let changed: Vec<bool> = items.iter_mut().map(|item| self.object(item, of_list)).collect();
+            return changed.contains(&true);
         }
         let Some(path) = template_of(&api_version, &kind) else { return false };
         let metadata = |key: &str| value.get("metadata").and_then(|metadata| metadata.get(key)?.as_str());

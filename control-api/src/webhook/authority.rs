@@ -139,7 +139,7 @@ impl Authorities {
     pub fn signer(&self, now_ms: u64, lives: &Lives) -> Option<&Authority> {
         let alive = || self.0.iter().filter(|one| one.ends_ms > now_ms);
         let settled = |one: &&Authority| one.made_ms.saturating_add(span_ms(lives.settle)) <= now_ms;
-        alive().find(settled).or_else(|| alive().last())
+        alive().find(settled).or_else(|| alive().next_back())
     }
 
     /// When something is to be done next.

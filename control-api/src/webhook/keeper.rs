@@ -136,6 +136,11 @@ pub(super) struct Keeper {
     pub(super) provider: Arc<CryptoProvider>,
 }
 
+/// How long it is until then.
+fn time_to(then_ms: u64) -> Duration {
+    Duration::from_millis(then_ms.saturating_sub(milliseconds(SystemTime::now())))
+}
+
 #[derive(Default)]
 struct State {
     authorities: Authorities,
@@ -155,15 +160,15 @@ impl Keeper {
             let wait = match self.round(&mut state).await {
                 Ok(next_ms) => {
                     back_off = BACK_OFF.0;
-                    let due = Duration::from_millis(next_ms.saturating_sub(milliseconds(SystemTime::now())));
-                    due.clamp(PAUSE, ROUND)
+                    time_to(next_ms).clamp(PAUSE, ROUND)
                 }
                 Err(error) => {
                     self.figures.failed();
                     tracing::error!(reason = %error, again_in = ?back_off, "the webhook's certificate is not kept");
-                    let wait = back_off;
+                    // A leaf that is due needs nobody's help.
+                    let wait = state.leaf.as_ref().map_or(back_off, |(renew_ms, _)| back_off.min(time_to(*renew_ms)));
                     back_off = (back_off * 2).min(BACK_OFF.1);
-                    wait
+                    wait.max(PAUSE)
                 }
             };
             // Any order serves: each only ends the wait.
@@ -177,24 +182,30 @@ impl Keeper {
 
     /// Brings everything to where it should be; when it is due again. A failure of one thing does not keep the others.
     async fn round(&self, state: &mut State) -> Result<u64, KeepError> {
+        // Before anybody is asked: an API server that does not answer must not hold up a leaf.
+        self.keep_leaf(state)?;
         let shared = self.share(state).await;
-        let now_ms = milliseconds(SystemTime::now());
-        let mut due_ms = state.authorities.next_ms(now_ms, &self.lives);
-        if let Some(signer) = state.authorities.signer(now_ms, &self.lives) {
-            let is_fresh = |(renew_ms, by): &(u64, String)| *renew_ms > now_ms && by == signer.certificate();
-            if !state.leaf.as_ref().is_some_and(is_fresh) {
-                let named = |error| KeepError::Authority(self.place(), error);
-                let leaf = signer.issue(&self.names, now_ms, &self.lives).map_err(named)?;
-                state.leaf = Some((leaf.renew_ms, leaf.signer.clone()));
-                self.show_leaf(leaf)?;
-            }
-            due_ms = due_ms.min(state.leaf.as_ref().map_or(due_ms, |(renew_ms, _)| *renew_ms));
-        }
+        self.keep_leaf(state)?;
         shared?;
         if let Some(configuration) = &self.configuration {
             configuration.keep(&state.authorities.bundle()).await?;
         }
-        Ok(due_ms)
+        let due_ms = state.authorities.next_ms(milliseconds(SystemTime::now()), &self.lives);
+        Ok(state.leaf.as_ref().map_or(due_ms, |(renew_ms, _)| due_ms.min(*renew_ms)))
+    }
+
+    /// Makes and shows a leaf where there is none, it is due, or somebody else signs now.
+    fn keep_leaf(&self, state: &mut State) -> Result<(), KeepError> {
+        let now_ms = milliseconds(SystemTime::now());
+        let Some(signer) = state.authorities.signer(now_ms, &self.lives) else { return Ok(()) };
+        let is_fresh = |(renew_ms, by): &(u64, String)| *renew_ms > now_ms && by == signer.certificate();
+        if state.leaf.as_ref().is_some_and(is_fresh) {
+            return Ok(());
+        }
+        let named = |error| KeepError::Authority(self.place(), error);
+        let leaf = signer.issue(&self.names, now_ms, &self.lives).map_err(named)?;
+        state.leaf = Some((leaf.renew_ms, leaf.signer.clone()));
+        self.show_leaf(leaf)
     }
 
     fn place(&self) -> String {

@@ -92,8 +92,8 @@ pub struct Webhook {
 
 #[derive(Debug)]
 enum Source {
-    Folder(Folder),
-    Own(Keeper),
+    Folder(Box<Folder>),
+    Own(Box<Keeper>),
 }
 
 impl Webhook {
@@ -123,9 +123,9 @@ impl Webhook {
                 let path = path.clone();
                 let folder = Folder { path, configuration, show, figures: shared, provider: provider.clone() };
                 folder.try_show().map_err(WebhookError::Folder)?;
-                Source::Folder(folder)
+                Source::Folder(Box::new(folder))
             }
-            None => Source::Own(Keeper {
+            None => Source::Own(Box::new(Keeper {
                 secret,
                 configuration,
                 names,
@@ -133,7 +133,7 @@ impl Webhook {
                 show,
                 figures: shared,
                 provider: provider.clone(),
-            }),
+            })),
         };
         let mut tls = rustls::ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()?

@@ -1,6 +1,8 @@
 //! The recorded reviews: each row of the annotations' table with good and bad values, and every shape of pod that matters.
 //! They are built rather than kept as files, because most differ from one pod in one line.
 
+#![allow(clippy::panic, reason = "a test fails by panicking")]
+
 use outrigger_control::inject::InjectorConfig;
 use outrigger_control::inject::patch::Step;
 use serde_json::{Value, json};

@@ -335,9 +335,8 @@ fn any_in_any_is_bounded() {
 
 #[test]
 fn the_number_of_findings_is_bounded_and_refusals_survive() {
-    let mut yaml = String::from("{ name: a, listener_filters: [");
-    let idle = "{ name: a, typed_config: { \"@type\": type.googleapis.com/\
-                stats.PluginConfig } },";
+    let mut yaml = String::from("{ name: a, additional_addresses: [");
+    let idle = "{ address: { socket_address: { address: '::', port_value: 1, ipv4_compat: true } } },";
     yaml.push_str(&idle.repeat(MAX_FINDINGS + 1));
     yaml.push_str("], udp_listener_config: {} }");
     let found = find("envoy.config.listener.v3.Listener", &yaml);

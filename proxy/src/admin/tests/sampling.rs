@@ -34,7 +34,7 @@ impl Bench {
             started: now,
             io: IoView::default(),
             workers: Arc::new(Vec::new),
-            ready: Arc::new(|| Readiness::default()),
+            ready: Arc::new(Readiness::default),
             capture: Arc::new(|| None),
             xds: Arc::new(XdsStatus::default),
             limits: Arc::new(Vec::new),
