@@ -66,7 +66,7 @@ struct State {
     failures: u64,
 }
 
-/// What a [`Pulse`] says now.
+/// What a pulse says now.
 #[derive(Debug, Clone)]
 pub struct PulseView {
     /// Plural of the kind.

@@ -1,7 +1,7 @@
 //! Purpose: runs a pod's spec as a kubelet would, without a node of Kubernetes: `crun` for each container, in a network
 //! namespace of the pod; init containers in order, native sidecars, probes, hooks, signals and the grace period.
 //!
-//! Shape: [`Node`] is the network, [`Kubelet`] what the node has installed, [`Pod`] a pod that runs: one thread each.
+//! Shape: [`Node`] is the network, [`Installed`] what the node has installed, [`Pod`] a pod that runs: one thread each.
 //!
 //! ```text
 //! init and sidecars in order ▶ applications ─┬ all ended ▶ sidecars SIGTERM ▶ Succeeded, Failed
