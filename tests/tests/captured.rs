@@ -9,20 +9,18 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
-use std::os::fd::AsFd as _;
 use std::process::{self, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use outrigger_tests::world::namespace::{self, ip};
 use outrigger_tests::world::process::{Launch, Process};
 use outrigger_tests::world::resource::{address, bootstrap, merge, opaque_listener};
 use outrigger_tests::world::scratch::Scratch;
 use outrigger_tests::world::{Io, Proxy, ProxySetup, binary, downstream, wait_for};
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde_json::{Value, json};
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -59,13 +57,6 @@ table inet outrigger {
   }
 }";
 
-fn run(program: &str, words: &str) {
-    let output = Command::new(program).args(words.split(' ')).output();
-    let output = output.unwrap_or_else(|error| panic!("{program}: {error}; `make interop` installs it"));
-    let told = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{program} {words}: {told}; this test makes network namespaces, which takes root");
-}
-
 /// A pod's namespace and a peer's.
 struct Namespaces {
     names: [String; 2],
@@ -78,7 +69,6 @@ impl Namespaces {
         let names = ["pod", "peer"].map(|end| format!("outrigger-{}-{number}-{end}", process::id()));
         let made = Self { names };
         let [pod, peer] = &made.names;
-        let ip = |words: &str| run("ip", words);
         ip(&format!("netns add {pod}"));
         ip(&format!("netns add {peer}"));
         ip(&format!("link add wire netns {pod} type veth peer name wire netns {peer}"));
@@ -93,15 +83,7 @@ impl Namespaces {
 
     /// Runs `act` on a thread inside of one of them.
     fn inside<T: Send>(&self, at: usize, act: impl FnOnce() -> T + Send) -> T {
-        let path = format!("/run/netns/{}", self.names[at]);
-        let namespace = File::open(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
-        let enter_and_act = || {
-            move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))
-                .unwrap_or_else(|error| panic!("{path}: {error}"));
-            act()
-        };
-        thread::scope(|scope| scope.spawn(enter_and_act).join())
-            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        namespace::inside(&self.names[at], act)
     }
 
     fn pod<T: Send>(&self, act: impl FnOnce() -> T + Send) -> T {
@@ -116,8 +98,7 @@ impl Namespaces {
 impl Drop for Namespaces {
     fn drop(&mut self) {
         for name in &self.names {
-            // What was not made cannot be deleted, and a failure that brought us here is told already.
-            let _ = Command::new("ip").args(["netns", "del", name]).output();
+            namespace::delete(name);
         }
     }
 }
@@ -251,8 +232,8 @@ fn transparent(io: Io) {
     spaces.pod(|| {
         nft(TPROXY);
         for family in ["-4", "-6"] {
-            run("ip", &format!("{family} rule add fwmark 1 lookup 100"));
-            run("ip", &format!("{family} route add local default dev lo table 100"));
+            ip(&format!("{family} rule add fwmark 1 lookup 100"));
+            ip(&format!("{family} route add local default dev lo table 100"));
         }
         POD.iter().for_each(|ip| serve(at(ip, SERVICE)));
         let proxy = Proxy::start(&ProxySetup::new(io, sidecar(json!({ "transparent": true }))));

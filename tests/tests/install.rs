@@ -7,56 +7,23 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::path::PathBuf;
 
-use outrigger_tests::world::Kube;
+use outrigger_tests::world::tool::{fetch, root};
+use outrigger_tests::world::{Helm, Kube};
 use serde_json::{Value, json};
 
 const NAMESPACE: &str = "outrigger-system";
 const SECRET: &str = "/api/v1/namespaces/outrigger-system/secrets";
 const HOOKS: &str = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/outrigger-injector";
 
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
-}
-
-fn fetch(name: &str) -> PathBuf {
-    let output = Command::new("python3").arg(root().join("tests/tools/fetch.py")).arg(name).output().unwrap();
-    assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
-    PathBuf::from(String::from_utf8(output.stdout).unwrap().trim())
-}
-
-/// Helm with the rights of an administrator, and no files of whoever runs the test.
-struct Helm<'a> {
-    program: PathBuf,
-    kube: &'a Kube,
-}
-
-impl Helm<'_> {
-    fn run(&self, arguments: &[&str]) -> Output {
-        let mut command = Command::new(&self.program);
-        command.args(arguments).args(["--namespace", NAMESPACE]).current_dir(root());
-        command.arg("--kubeconfig").arg(self.kube.kubeconfig().unwrap());
-        let home = self.kube.kubeconfig().unwrap().with_file_name("helm");
-        for variable in ["HOME", "HELM_CACHE_HOME", "HELM_CONFIG_HOME", "HELM_DATA_HOME"] {
-            command.env(variable, &home);
-        }
-        command.output().unwrap()
-    }
-
-    #[track_caller]
-    fn succeed(&self, arguments: &[&str]) -> String {
-        let output = self.run(arguments);
-        let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{} {arguments:?}: {said}", self.program.display());
-        said
-    }
+fn helm<'a>(name: &str, kube: &'a Kube) -> Helm<'a> {
+    Helm { program: fetch(name).unwrap(), kube, namespace: NAMESPACE }
 }
 
 /// Kinds that others define, for what the chart can make of them.
 fn install_kinds_of_others(kube: &Kube) {
-    let folder = fetch("chart-schemas");
+    let folder = fetch("chart-schemas").unwrap();
     for entry in std::fs::read_dir(&folder).unwrap() {
         let path = entry.unwrap().path();
         if path.extension().is_some_and(|extension| extension == "yaml") {
@@ -89,7 +56,7 @@ fn all_are_there(helm: &Helm<'_>, release: &str) -> usize {
 fn both_helms_install_upgrade_and_uninstall_and_keep_what_was_written() {
     for name in ["helm3", "helm4"] {
         let kube = Kube::start();
-        let helm = Helm { program: fetch(name), kube: &kube };
+        let helm = helm(name, &kube);
         helm.succeed(&["install", "outrigger", "charts/outrigger", "--create-namespace"]);
         assert!(all_are_there(&helm, "outrigger") >= 14, "{name}");
         let token = kube.get(&format!("{SECRET}/outrigger-api-token")).unwrap().unwrap();
@@ -136,7 +103,7 @@ fn both_helms_install_upgrade_and_uninstall_and_keep_what_was_written() {
 fn a_real_api_takes_every_object_of_every_set_of_values() {
     let kube = Kube::start();
     install_kinds_of_others(&kube);
-    let helm = Helm { program: fetch("helm4"), kube: &kube };
+    let helm = helm("helm4", &kube);
     let mut sets: Vec<PathBuf> =
         std::fs::read_dir(root().join("tests/chart/values")).unwrap().map(|entry| entry.unwrap().path()).collect();
     sets.sort();
@@ -159,7 +126,7 @@ fn pods_are_let_into_a_restricted_namespace_but_for_the_one_that_writes_to_nodes
     let kube = Kube::start();
     let enforce = "pod-security.kubernetes.io/enforce";
     kube.namespace("restricted", &[(enforce, "restricted")]).unwrap();
-    let helm = Helm { program: fetch("helm4"), kube: &kube };
+    let helm = helm("helm4", &kube);
     let said = helm.succeed(&["template", "outrigger", "charts/outrigger"]);
     let documents = serde_yaml_ng::Deserializer::from_str(&said).map(serde::Deserialize::deserialize);
     let mut judged = 0;
@@ -189,7 +156,7 @@ fn pods_are_let_into_a_restricted_namespace_but_for_the_one_that_writes_to_nodes
 #[ignore = "needs Helm and a Kubernetes API: make interop"]
 fn the_api_asks_about_selected_pods_and_no_others() {
     let kube = Kube::start();
-    let helm = Helm { program: fetch("helm4"), kube: &kube };
+    let helm = helm("helm4", &kube);
     helm.succeed(&[
         "install",
         "outrigger",
@@ -240,7 +207,7 @@ fn the_api_asks_about_selected_pods_and_no_others() {
 #[ignore = "needs Helm and a Kubernetes API: make interop"]
 fn the_account_may_do_its_work_and_nothing_beside() {
     let kube = Kube::start();
-    let helm = Helm { program: fetch("helm4"), kube: &kube };
+    let helm = helm("helm4", &kube);
     helm.succeed(&["install", "outrigger", "charts/outrigger", "--create-namespace"]);
     let may = |verb: &str, group: &str, resource: &str, name: &str, namespace: &str| {
         let (resource, subresource) = resource.split_once('/').unwrap_or((resource, ""));

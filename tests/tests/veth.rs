@@ -9,33 +9,20 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::os::fd::AsFd as _;
-use std::process::{self, Command};
-use std::thread;
+use std::process;
 use std::time::Duration;
 
+use outrigger_tests::world::namespace::{self, ip};
 use outrigger_tests::world::resource::{address, any_host, bootstrap, cluster, forward, http, listener, route, table};
 use outrigger_tests::world::upstream::pattern;
 use outrigger_tests::world::{Answer, Downstream, Io, Proxy, ProxySetup, Upstream, wait_for};
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde_json::json;
 
 const PROXY: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
 const CLIENT: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 2);
 const CONNECTIONS: u64 = 4;
 const BODY_BYTES: usize = 4 << 20;
-
-fn ip(words: &str) {
-    let output = Command::new("ip").args(words.split(' ')).output();
-    let output = output.unwrap_or_else(|error| panic!("ip: {error}; `make interop` installs it"));
-    assert!(
-        output.status.success(),
-        "ip {words}: {}; this test makes network namespaces, which takes root",
-        String::from_utf8_lossy(&output.stderr)
-    );
-}
 
 /// One for the proxy and one for its client.
 struct Namespaces {
@@ -60,23 +47,14 @@ impl Namespaces {
 
     /// Runs `act` on a thread inside of one of them.
     fn inside<T: Send>(&self, at: usize, act: impl FnOnce() -> T + Send) -> T {
-        let path = format!("/run/netns/{}", self.names[at]);
-        let namespace = File::open(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
-        let enter_and_act = || {
-            move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))
-                .unwrap_or_else(|error| panic!("{path}: {error}"));
-            act()
-        };
-        thread::scope(|scope| scope.spawn(enter_and_act).join())
-            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        namespace::inside(&self.names[at], act)
     }
 }
 
 impl Drop for Namespaces {
     fn drop(&mut self) {
         for name in &self.names {
-            // What was not made cannot be deleted, and a failure that brought us here is told already.
-            let _ = Command::new("ip").args(["netns", "del", name]).output();
+            namespace::delete(name);
         }
     }
 }

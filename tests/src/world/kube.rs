@@ -19,6 +19,7 @@ use serde_json::{Value, json};
 
 use super::process::{Launch, Process};
 use super::scratch::Scratch;
+use super::tool::fetch;
 use super::wait::wait_for;
 
 const READY_WITHIN: Duration = Duration::from_secs(90);
@@ -82,7 +83,7 @@ impl Kube {
     pub fn resume_server(&mut self) -> io::Result<()> {
         let folder = self.scratch.path();
         let file = |name: &str| folder.join(name).display().to_string();
-        let launch = Launch { program: tool("kube-apiserver")?.into(), ..Launch::default() };
+        let launch = Launch { program: fetch("kube-apiserver")?.into(), ..Launch::default() };
         let launch = launch.args([
             format!("--etcd-servers={}", self.etcd_url),
             format!("--bind-address={}", self.address.ip()),
@@ -295,7 +296,7 @@ impl Kube {
 
     /// Installs the Gateway API's own CRDs.
     pub fn install_gateway(&self) -> io::Result<()> {
-        let folder = tool("gateway-crds")?;
+        let folder = fetch("gateway-crds")?;
         for name in ["httproutes", "grpcroutes"] {
             let text = std::fs::read_to_string(folder.join(format!("gateway.networking.k8s.io_{name}.yaml")))?;
             let definition: Value = serde_yaml_ng::from_str(&text).map_err(io::Error::other)?;
@@ -342,7 +343,7 @@ fn free_port(at: IpAddr) -> io::Result<u16> {
 }
 
 fn start_etcd(scratch: &Scratch, url: &str, peer_url: &str) -> io::Result<Process> {
-    let launch = Launch { program: tool("etcd")?.into(), ..Launch::default() };
+    let launch = Launch { program: fetch("etcd")?.into(), ..Launch::default() };
     let launch = launch.args([
         format!("--data-dir={}", scratch.path().join("etcd").display()),
         format!("--listen-client-urls={url}"),
@@ -368,15 +369,4 @@ fn write_keys(scratch: &Scratch) -> io::Result<()> {
     openssl(&["pkey", "-pubout", "-in"], &[&key, Path::new("-out"), &public])?;
     std::fs::create_dir_all(scratch.path().join("certs"))?;
     scratch.write("tokens.csv", &format!("{ADMIN_TOKEN},admin,admin,\"system:masters\"\n")).map(drop)
-}
-
-/// A tool's path: on the PATH, kept from an earlier run, or fetched or built now, which takes minutes once.
-fn tool(name: &str) -> io::Result<PathBuf> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new(".")).to_path_buf();
-    let output = Command::new("python3").arg(root.join("tests/tools/fetch.py")).arg(name).output()?;
-    if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr);
-        return Err(io::Error::other(format!("tests/tools/fetch.py {name}: {}", said.trim())));
-    }
-    Ok(PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()))
 }

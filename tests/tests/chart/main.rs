@@ -21,16 +21,11 @@ mod seccomp;
 mod values;
 mod webhook;
 
-use std::path::{Path, PathBuf};
-
+use outrigger_tests::world::tool::root;
 use rendered::Rendered;
 
 /// Sets of values below `tests/chart/values`, each rendered and judged by every test.
 const SETS: [&str; 5] = ["certificate", "default", "everything", "minimal", "redb"];
-
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
-}
 
 fn read(path: &str) -> String {
     let path = root().join(path);

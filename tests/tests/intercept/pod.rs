@@ -4,10 +4,8 @@
 //! address it came. So whoever connects, by whatever program, can tell where it ended.
 
 use std::fmt::Write as _;
-use std::fs::File;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpStream};
-use std::os::fd::AsFd as _;
 use std::process::{Command, Output};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -15,7 +13,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use outrigger_tests::world::binary;
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use outrigger_tests::world::namespace::{self, ip};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 pub(crate) const POD: [IpAddr; 2] =
@@ -44,11 +42,6 @@ pub(crate) fn run(program: &str, args: &[&str]) -> String {
         String::from_utf8_lossy(&output.stderr)
     );
     String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
-#[track_caller]
-fn ip(words: &str) {
-    run("ip", &words.split(' ').collect::<Vec<_>>());
 }
 
 /// Which of the two.
@@ -100,15 +93,7 @@ impl Pod {
 
     /// Runs `act` on a thread inside of one of them.
     pub(crate) fn inside<T: Send>(&self, end: End, act: impl FnOnce() -> T + Send) -> T {
-        let path = format!("/run/netns/{}", self.name(end));
-        let namespace = File::open(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
-        let enter_and_act = || {
-            move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))
-                .unwrap_or_else(|error| panic!("{path}: {error}"));
-            act()
-        };
-        thread::scope(|scope| scope.spawn(enter_and_act).join())
-            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        namespace::inside(self.name(end), act)
     }
 
     pub(crate) fn name(&self, end: End) -> &str {
@@ -214,8 +199,7 @@ impl Pod {
 impl Drop for Pod {
     fn drop(&mut self) {
         for name in &self.names {
-            // What was not made cannot be deleted, and a failure that brought us here is told already.
-            let _ = Command::new("ip").args(["netns", "del", name]).output();
+            namespace::delete(name);
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use outrigger_tests::world::kubelet::{Installed, Node, Phase, Pod};
 use outrigger_tests::world::scratch::Scratch;
-use outrigger_tests::world::{Downstream, Kube, wait_for};
+use outrigger_tests::world::tool::{fetch, root};
+use outrigger_tests::world::{Downstream, Helm, Kube, wait_for};
 use serde_json::{Value, json};
 
 const SYSTEM: &str = "outrigger-system";
@@ -50,16 +51,6 @@ struct Slices {
 
 pub(crate) fn text(value: &Value, pointer: &str) -> String {
     value.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned()
-}
-
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
-}
-
-fn fetch(name: &str) -> PathBuf {
-    let output = Command::new("python3").arg(root().join("tests/tools/fetch.py")).arg(name).output().unwrap();
-    assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
-    PathBuf::from(String::from_utf8(output.stdout).unwrap().trim())
 }
 
 /// One mesh at a time: each has dozens of processes, and what they show hangs on when they come and go.
@@ -103,18 +94,10 @@ impl Drop for Over<'_> {
 /// The chart, by Helm; and what the nodes then have.
 fn install(kube: &Kube, setup: &Setup) -> Installed {
     kube.install_gateway().unwrap();
-    let config = kube.kubeconfig().unwrap();
-    let home = config.with_file_name("helm");
     let profile = format!("seccomp.install={}", setup.installs_profile);
-    let mut helm = Command::new(fetch("helm4"));
-    helm.args(["install", "outrigger", "charts/outrigger", "--namespace", SYSTEM, "--create-namespace"]);
-    helm.args(["--set", "replicas=1", "--set", &profile, "--set", "log.format=text"]);
-    helm.current_dir(root()).arg("--kubeconfig").arg(config);
-    for variable in ["HOME", "HELM_CACHE_HOME", "HELM_CONFIG_HOME", "HELM_DATA_HOME"] {
-        helm.env(variable, &home);
-    }
-    let output = helm.output().unwrap();
-    assert!(output.status.success(), "helm: {}", String::from_utf8_lossy(&output.stderr));
+    let helm = Helm { program: fetch("helm4").unwrap(), kube, namespace: SYSTEM };
+    let settings = ["--set", "replicas=1", "--set", &profile, "--set", "log.format=text"];
+    helm.succeed(&[&["install", "outrigger", "charts/outrigger", "--create-namespace"], &settings[..]].concat());
 
     let built = outrigger_tests::world::binary::find("outrigger-proxy").unwrap();
     let built = built.parent().unwrap().to_owned();

@@ -6,17 +6,14 @@
 //! Errors: without root or `ip` it panics and says so.
 
 use std::collections::BTreeMap;
-use std::fs::File;
+use std::io;
 use std::net::Ipv4Addr;
-use std::os::fd::AsFd as _;
-use std::path::{Path, PathBuf};
-use std::process::{self, Command};
+use std::path::PathBuf;
+use std::process;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::{io, thread};
 
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
-
+use super::super::namespace::{self, ip};
 use super::super::scratch::Scratch;
 
 /// Addresses for benchmarks (RFC 2544): nothing outside of these namespaces has them.
@@ -35,7 +32,7 @@ pub struct Place {
 impl Place {
     /// The file that stands for it.
     pub fn path(&self) -> PathBuf {
-        Path::new("/run/netns").join(&self.name)
+        namespace::path(&self.name)
     }
 
     /// Moves this thread into it, for good.
@@ -43,20 +40,12 @@ impl Place {
     /// # Panics
     /// When that is not allowed.
     pub fn enter(&self) {
-        let path = self.path();
-        let entered = File::open(&path)
-            .and_then(|file| Ok(move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))?));
-        entered.unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        namespace::enter(&self.name);
     }
 
     /// Runs `act` on a thread inside of it.
     pub fn inside<T: Send>(&self, act: impl FnOnce() -> T + Send) -> T {
-        let enter_and_act = || {
-            self.enter();
-            act()
-        };
-        thread::scope(|scope| scope.spawn(enter_and_act).join())
-            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        namespace::inside(&self.name, act)
     }
 }
 
@@ -114,8 +103,7 @@ impl Node {
 
     /// Takes a pod's namespace away.
     pub fn remove_pod(&self, place: &Place) {
-        // What is gone already needs no second end.
-        let _ = Command::new("ip").args(["netns", "del", &place.name]).output();
+        namespace::delete(&place.name);
     }
 
     /// Makes a name known to all pods.
@@ -148,18 +136,7 @@ impl Drop for Node {
     fn drop(&mut self) {
         let pods = (2..self.next.load(Ordering::Relaxed)).map(|number| format!("{}-pod{number}", self.place.name));
         for name in pods.chain([self.place.name.clone()]) {
-            // Pods that ended took theirs with them.
-            let _ = Command::new("ip").args(["netns", "del", &name]).output();
+            namespace::delete(&name);
         }
     }
-}
-
-fn ip(words: &str) {
-    let output = Command::new("ip").args(words.split(' ')).output();
-    let output = output.unwrap_or_else(|error| panic!("ip: {error}; `make interop` installs it"));
-    assert!(
-        output.status.success(),
-        "ip {words}: {}; this test makes network namespaces, which takes root",
-        String::from_utf8_lossy(&output.stderr)
-    );
 }
