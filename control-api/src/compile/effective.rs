@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::model::http_route::{BackendRef, Rule};
-use crate::model::traffic_policy::{Retry, TokenBucket};
+use crate::model::traffic_policy::{PORT_LAYER, Retry, TargetRef, TokenBucket};
 use crate::model::upstream::{Limits, OutlierDetection};
 use crate::model::{ObjectKey, PolicySet, Services};
 
@@ -53,17 +53,30 @@ impl Layer {
     }
 }
 
+/// What is set, by what it is set on and which part of that.
+type Layers = BTreeMap<(ObjectKey, Option<String>), Layer>;
+
+/// Puts what `source` sets under what earlier ones set on the same targets.
+fn add_layer((layers, services): (&mut Layers, &Services<'_>), source: &ObjectKey, targets: &[TargetRef], own: &Layer) {
+    for target in targets {
+        for key in services.targets(&source.namespace, target) {
+            let layer = layers.entry((key, target.layer())).or_default();
+            *layer = std::mem::take(layer).over(own);
+        }
+    }
+}
+
 /// Policies by what they attach to, and the services that their names lead to.
 #[derive(Debug, Default)]
 pub(super) struct Attached<'a> {
-    layers: BTreeMap<(ObjectKey, Option<String>), Layer>,
+    layers: Layers,
     services: Services<'a>,
 }
 
 impl<'a> Attached<'a> {
     pub(super) fn build(set: &'a PolicySet) -> Self {
         let services = Services::of(set);
-        let mut layers: BTreeMap<(ObjectKey, Option<String>), Layer> = BTreeMap::new();
+        let mut layers = Layers::new();
         for (object, policy) in set.traffic_policies() {
             let sourced = |value: &Retry| Sourced { value: value.clone(), source: object.key.clone() };
             let per_try = policy.retry.as_ref().and_then(|retry| retry.try_timeout);
@@ -78,22 +91,12 @@ impl<'a> Attached<'a> {
                 outlier: policy.outlier.clone(),
                 limits: policy.limits.clone(),
             };
-            for target in &policy.targets {
-                for key in services.targets(&object.key.namespace, target) {
-                    let layer = layers.entry((key, target.layer())).or_default();
-                    *layer = std::mem::take(layer).over(&own);
-                }
-            }
+            add_layer((&mut layers, &services), &object.key, &policy.targets, &own);
         }
         for (object, rate_limit) in set.rate_limits() {
             let limit = Sourced { value: rate_limit.limit.clone(), source: object.key.clone() };
             let own = Layer { limit: Some(limit), ..Layer::default() };
-            for target in &rate_limit.targets {
-                for key in services.targets(&object.key.namespace, target) {
-                    let layer = layers.entry((key, target.layer())).or_default();
-                    *layer = std::mem::take(layer).over(&own);
-                }
-            }
+            add_layer((&mut layers, &services), &object.key, &rate_limit.targets, &own);
         }
         Self { layers, services }
     }
@@ -117,9 +120,8 @@ impl<'a> Attached<'a> {
 
     /// What holds for an upstream.
     pub(super) fn for_upstream(&self, key: &ObjectKey) -> Layer {
-        let port = self.layers.get(&(key.clone(), Some("port".to_owned())));
-        let whole = self.find(key, None).cloned().unwrap_or_default();
-        port.map_or_else(|| whole.clone(), |port| port.clone().over(&whole))
+        let port = self.find(key, Some(&PORT_LAYER.to_owned()));
+        [port, self.find(key, None)].into_iter().flatten().fold(Layer::default(), Layer::over)
     }
 
     /// What holds for a rule of `route`, called through the service of `upstream`.

@@ -16,6 +16,9 @@ const HOUR: Duration = Duration::from_secs(3_600);
 /// Envoy refuses a bucket that is filled more often.
 const FILL_INTERVAL_MIN: Duration = Duration::from_millis(50);
 
+/// The layer of an upstream that is for its service's port.
+pub const PORT_LAYER: &str = "port";
+
 /// What a policy attaches to.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct TargetRef {
@@ -33,7 +36,7 @@ impl TargetRef {
     /// Which part of its target it is for; a port of a service, by number or name, is one and the same.
     #[must_use]
     pub fn layer(&self) -> Option<String> {
-        self.section.as_ref().map(|section| if self.is_service { "port".to_owned() } else { section.clone() })
+        self.section.as_ref().map(|section| if self.is_service { PORT_LAYER.to_owned() } else { section.clone() })
     }
 }
 
