@@ -10,7 +10,7 @@ help: ## this list
 
 run: ## the flash-sale shop: a mesh of real processes under load (ARGS=--stay keeps it up)
 	@$(CARGO) build --workspace --bins --locked
-	@$(CARGO) run --quiet --locked -p outrigger-tests --bin outrigger-shop -- demo $(ARGS)
+	@"$${CARGO_TARGET_DIR:-target}/debug/outrigger-shop" demo $(ARGS)
 
 test: ## unit, property and scenario tests (the scenarios drive the built binaries)
 	$(CARGO) build --workspace --bins --locked
