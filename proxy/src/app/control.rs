@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::future::pending;
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -30,6 +31,9 @@ use crate::xds::{self, XdsStatus};
 const TICK: Duration = Duration::from_millis(100);
 /// Ticks between two attempts to bind what could not be bound.
 const REBIND_TICKS: u32 = 10;
+/// For how long after the start an address in use is tried again. The kernel takes a ring apart after its process has ended:
+/// the listening sockets of a proxy that was killed live on for some milliseconds. nginx tries five times, 500 ms apart.
+const BINDS_WITHIN: Duration = Duration::from_secs(2);
 /// Ticks without a publication after which the code that reads configuration is taken out of memory.
 const RELEASE_TICKS: u32 = 20;
 
@@ -51,6 +55,8 @@ pub(super) struct Control {
     was_listed: Cell<bool>,
     unbound: RefCell<Vec<BindError>>,
     announced: Cell<bool>,
+    /// Until when an address in use is no reason to end.
+    binds_until: Instant,
     /// Ticks since the last publication.
     quiet: Cell<u32>,
     admin: Option<SocketAddr>,
@@ -80,14 +86,13 @@ async fn control(
         None => None,
         Some(address) => Some(glue::bind_health(address).await?),
     };
-    let started = Instant::now();
+    let (started, status) = (Instant::now(), Arc::<XdsStatus>::default());
     let shared = Shared::new(Arc::<Registry>::default(), started);
     shared.own.set_heartbeat_port(settings.heartbeat_port);
     let (publisher, worker_count) = (Publisher::new(), settings.worker_count());
     note(&worker_count);
     let workers = Arc::new(start_workers(worker_count.count, &probe, &shared, &publisher)?);
     let (phase, phases) = watch::channel(Phase::Starting);
-    let status = Arc::<XdsStatus>::default();
     let control = Rc::new(Control {
         publisher,
         shared,
@@ -103,6 +108,7 @@ async fn control(
         was_listed: Cell::new(false),
         unbound: RefCell::default(),
         announced: Cell::new(false),
+        binds_until: started + BINDS_WITHIN,
         quiet: Cell::new(0),
         admin: admin_socket.as_ref().and_then(|socket| socket.local_addr().ok()),
         driver: probe.driver.as_str(),
@@ -229,7 +235,7 @@ async fn live(control: &Rc<Control>, settings: &Settings, failed: &RefCell<Optio
             Phase::Starting | Phase::Ready => control.look_at_start(&mut start, settings.ready_deadline)?,
         }
         count = count.wrapping_add(1);
-        control.tick(count);
+        control.tick(count)?;
     }
     let deadline = leaving.map_or_else(|| Instant::now() + settings.drain_time, |leaving| leaving.deadline());
     let left = *control.left.borrow();
@@ -260,7 +266,7 @@ impl Control {
     }
 
     /// Binds and closes what the snapshot asks for. A static listener that cannot be bound at the start ends the
-    /// process; any other is tried again.
+    /// process, after [`BINDS_WITHIN`] where its address is in use; any other is tried again.
     fn follow_sockets(&self, snapshot: &Snapshot) -> Result<(), Failure> {
         let mut sockets = self.sockets.borrow_mut();
         let (changes, errors) = sockets.follow(snapshot);
@@ -269,8 +275,7 @@ impl Control {
         for change in changes {
             self.command(&sockets, change);
         }
-        let is_static = |error: &&BindError| self.bootstrap.resources.listeners.contains_key(&error.listener);
-        if let Some(error) = errors.iter().find(is_static).filter(|_| !self.announced.get()) {
+        if let Some(error) = errors.iter().find(|error| self.is_final(error)) {
             return Err(Failure::Refused(error.to_string()));
         }
         let known: Vec<_> = self.unbound.borrow().iter().map(|error| (error.listener.clone(), error.address)).collect();
@@ -281,6 +286,12 @@ impl Control {
             errors.iter().map(ToString::to_string).collect();
         self.unbound.replace(errors);
         Ok(())
+    }
+
+    /// Whether an address that cannot be bound ends the process.
+    fn is_final(&self, error: &BindError) -> bool {
+        let may_be_free_soon = error.cause.kind() == ErrorKind::AddrInUse && Instant::now() < self.binds_until;
+        !self.announced.get() && !may_be_free_soon && self.bootstrap.resources.listeners.contains_key(&error.listener)
     }
 
     fn command(&self, sockets: &Sockets, change: Change) {
@@ -346,20 +357,22 @@ impl Control {
         Ok(())
     }
 
-    fn tick(&self, count: u32) {
+    fn tick(&self, count: u32) -> Result<(), Failure> {
         let snapshot = self.publisher.current();
         self.shared.sweep(&snapshot, Instant::now());
         self.quiet.set(self.quiet.get().saturating_add(1));
         if self.quiet.get() == RELEASE_TICKS {
             outrigger_reactor::release_image();
         }
-        if count.is_multiple_of(REBIND_TICKS) && !self.unbound.borrow().is_empty() {
-            // What is static was bound at the start: nothing here can end the process.
-            let _ = self.follow_sockets(&snapshot);
+        // At the start somebody waits for it.
+        let is_due = !self.announced.get() || count.is_multiple_of(REBIND_TICKS);
+        if is_due && !self.unbound.borrow().is_empty() {
+            self.follow_sockets(&snapshot)?;
         }
         if !self.announced.get() && self.status.is_ready() && self.unbound.borrow().is_empty() {
             self.announce();
         }
+        Ok(())
     }
 
     /// Says once, on standard output, where everything listens.

@@ -2,6 +2,8 @@
 //!
 //! Shape: a [`HeldPort`] is bound and never listens: the kernel gives its port to nobody who asks for any, and connects to
 //! it are refused. Who binds it with SO_REUSEADDR, as servers do, may listen on it.
+//!
+//! Limits: a proxy that was killed while it listened there lets go of it some milliseconds after its end; the next one waits.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 

@@ -34,6 +34,35 @@ fn raw<T: Send + 'static>(serve: impl FnOnce(TcpStream) -> T + Send + 'static) -
 }
 
 on_both_drivers! {
+    // A ring is taken apart after its process has ended, so what a killed proxy listened on is free some milliseconds later.
+    fn an_address_that_is_free_soon_is_waited_for(io) {
+        let upstream = Upstream::named("up");
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let at = taken.local_addr().unwrap();
+        let mut bootstrap = resource::forwarding(&[upstream.address()]);
+        bootstrap["static_resources"]["listeners"][0]["address"] = resource::address(at);
+        let (mut process, _scratch) = Proxy::spawn("proxy", &ProxySetup::new(io, bootstrap)).unwrap();
+        wait_for("the proxy to find the port in use", PATIENCE, || {
+            let log = process.log().join("\n");
+            if log.contains("another process holds the port") { Ok(()) } else { Err(log) }
+        });
+        drop(taken);
+        process.wait_line("outrigger-proxy ready ", PATIENCE).unwrap();
+        assert_eq!(Downstream::connect(at).unwrap().get("/").unwrap().text(), "up");
+    }
+
+    fn an_address_that_stays_in_use_is_refused_input(io) {
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let at = taken.local_addr().unwrap();
+        let mut bootstrap = resource::forwarding(&["127.0.0.1:9".parse().unwrap()]);
+        bootstrap["static_resources"]["listeners"][0]["address"] = resource::address(at);
+        let (mut process, _scratch) = Proxy::spawn("proxy", &ProxySetup::new(io, bootstrap)).unwrap();
+        process.is_loud = false;
+        assert_eq!(process.wait_exit(PATIENCE).unwrap().code(), Some(2));
+        let log = process.log().join("\n");
+        assert!(log.contains("\"main\"") && log.contains(&at.to_string()) && log.contains("choose another"), "{log}");
+    }
+
     fn a_client_that_leaves_in_a_stalled_answer_frees_the_endpoint(io) {
         let (address, serving) = raw(|mut stream| {
             stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n0123456789").unwrap();
