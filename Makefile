@@ -32,8 +32,10 @@ deny:
 	@$(CARGO) deny --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-deny
 	$(CARGO) deny --locked check bans licenses sources
 
+# The whole workspace is named wherever tests run: one crate alone asks other features of its dependencies, and would build
+# all of them once more.
 layout: ## which room may use which, names, sizes, unsafe
-	$(CARGO) test --locked -p outrigger-tests --test layout
+	$(CARGO) test --workspace --locked --test layout
 
 # Debian packages for what is missing (as root; RUNLEVEL keeps init scripts from starting services), the rest by fetch.py.
 PEERS = curl:curl h2load:nghttp2-client nghttpd:nghttp2-server nginx:nginx-light chromium:chromium ip:iproute2 openssl:openssl \
@@ -49,7 +51,7 @@ interop: interop-peers ## real peers before, behind and beside us: curl, nginx, 
 	@echo "fetching peers; the API server of Kubernetes is built once, which takes minutes"
 	@python3 tests/tools/fetch.py etcd kube-apiserver gateway-crds chart-schemas helm3 helm4
 	OUTRIGGER_ENVOY="$$(python3 tests/tools/fetch.py envoy)" && export OUTRIGGER_ENVOY && \
-	  $(CARGO) test --locked -p outrigger-tests --test interop --test tls --test browser --test cgroup --test veth --test kube --test install --test intercept --test captured --test pods -- --ignored
+	  $(CARGO) test --workspace --locked --test interop --test tls --test browser --test cgroup --test veth --test kube --test install --test intercept --test captured --test pods -- --ignored
 
 # The property tests with many more cases than `make test` gives them; bounded.
 FUZZ_CASES ?= 10000
@@ -59,12 +61,12 @@ fuzz-smoke: ## random input to the parsers, the converter and the policy reader,
 	  $(CARGO) test --locked --workspace --lib -- convert:: detect:: grpc:: http1:: http2:: route:: policy:: model::
 
 chart: ## the Helm chart: lint, render, refuse bad values; strict schemas of Kubernetes 1.31 to 1.37, roles, seccomp profile
-	$(CARGO) build --locked -p outrigger-proxy -p outrigger-control -p outrigger-tests --bins
+	$(CARGO) build --workspace --bins --locked
 	OUTRIGGER_HELM3="$$(python3 tests/tools/fetch.py helm3)" && export OUTRIGGER_HELM3 && \
 	  OUTRIGGER_HELM4="$$(python3 tests/tools/fetch.py helm4)" && export OUTRIGGER_HELM4 && \
 	  OUTRIGGER_CHART_CHECKS="$$(python3 tests/tools/fetch.py chart-checks)" && export OUTRIGGER_CHART_CHECKS && \
 	  OUTRIGGER_CHART_SCHEMAS="$$(python3 tests/tools/fetch.py chart-schemas)" && export OUTRIGGER_CHART_SCHEMAS && \
-	  $(CARGO) test --locked -p outrigger-tests --test chart -- --ignored
+	  $(CARGO) test --workspace --locked --test chart -- --ignored
 
 # Where there is no Docker: buildah, and the cross compiler of the other architecture (as root).
 IMAGE_PEERS = buildah:buildah readelf:binutils ip:iproute2 setpriv:util-linux \
