@@ -1,5 +1,6 @@
 //! Purpose: an AdmissionReview in, its answer out.
-//! Shape: pure; the envelope is read first and the pod inside it only when it is to be looked at.
+//! Shape: pure; the envelope and the pod inside it are read in one go. Where that fails, the envelope is read alone: what is
+//! wrong with a pod is told only where it is to be looked at.
 //! Errors: what is no review gets an HTTP status and a sentence; a pod that cannot be is refused inside the review, where
 //! whoever made it reads it.
 //! Limits: the server bounds the size. Depth costs nothing: what nobody looks at is stepped over without recursion.
@@ -42,25 +43,24 @@ impl Answer {
     }
 }
 
+/// A review whose object is read as `O`.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Review<'a> {
+struct Review<O> {
     api_version: Option<String>,
     kind: Option<String>,
-    #[serde(borrow)]
-    request: Option<Request<'a>>,
+    request: Option<Request<O>>,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Request<'a> {
+struct Request<O> {
     uid: Option<String>,
     kind: Option<GroupKind>,
     sub_resource: Option<String>,
     namespace: Option<String>,
     operation: Option<String>,
-    #[serde(borrow)]
-    object: Option<&'a RawValue>,
+    object: Option<O>,
 }
 
 #[derive(Deserialize, Default)]
@@ -72,10 +72,24 @@ struct GroupKind {
 /// Answers the body of a request.
 #[must_use]
 pub fn answer(body: &[u8], config: &InjectorConfig) -> Answer {
-    let review: Review<'_> = match serde_json::from_slice(body) {
-        Ok(review) => review,
-        Err(error) => return Answer::malformed(400, &format!("the body is not an AdmissionReview: {error}")),
+    // Checked at once rather than string by string, of which a large review has very many.
+    let Ok(text) = std::str::from_utf8(body) else {
+        return Answer::malformed(400, "the body is not an AdmissionReview: it is not UTF-8");
     };
+    match serde_json::from_str::<Review<Pod>>(text) {
+        Ok(review) => answer_review(review, config, |pod| Ok(pod)),
+        Err(_) => match serde_json::from_str::<Review<&RawValue>>(text) {
+            Ok(review) => answer_review(review, config, read_pod),
+            Err(error) => Answer::malformed(400, &format!("the body is not an AdmissionReview: {error}")),
+        },
+    }
+}
+
+fn answer_review<O>(
+    review: Review<O>,
+    config: &InjectorConfig,
+    read: impl FnOnce(O) -> Result<Pod, String>,
+) -> Answer {
     let (version, kind) = (review.api_version.unwrap_or_default(), review.kind.unwrap_or_default());
     if (version.as_str(), kind.as_str()) != (API_VERSION, KIND) {
         let found = format!("{kind:.80} of {version:.80}");
@@ -88,10 +102,15 @@ pub fn answer(body: &[u8], config: &InjectorConfig) -> Answer {
     if uid.is_empty() || uid.len() > UID_BYTES_MAX {
         return Answer::malformed(400, &format!("request.uid: must have 1 to {UID_BYTES_MAX} bytes"));
     }
-    respond(&uid, &request, config)
+    respond(&uid, request, config, read)
 }
 
-fn respond(uid: &str, request: &Request<'_>, config: &InjectorConfig) -> Answer {
+fn respond<O>(
+    uid: &str,
+    request: Request<O>,
+    config: &InjectorConfig,
+    read: impl FnOnce(O) -> Result<Pod, String>,
+) -> Answer {
     let kind = request.kind.as_ref();
     let is_pod = kind.is_some_and(|kind| {
         kind.group.as_deref().unwrap_or_default().is_empty() && kind.kind.as_deref() == Some("Pod")
@@ -103,9 +122,9 @@ fn respond(uid: &str, request: &Request<'_>, config: &InjectorConfig) -> Answer 
     let Some(object) = request.object else {
         return refuse(uid, 400, "BadRequest", "request.object: is required and missing");
     };
-    let pod: Pod = match serde_json::from_str(object.get()) {
+    let pod = match read(object) {
         Ok(pod) => pod,
-        Err(_) => return refuse(uid, 400, "BadRequest", &unreadable(object)),
+        Err(message) => return refuse(uid, 400, "BadRequest", &message),
     };
     match decide(&pod, request.namespace.as_deref().unwrap_or_default(), config) {
         Ok(decision) => {
@@ -123,16 +142,13 @@ fn respond(uid: &str, request: &Request<'_>, config: &InjectorConfig) -> Answer 
     }
 }
 
-/// Read again, with an eye on where it goes wrong.
-fn unreadable(object: &RawValue) -> String {
+/// Reads a pod with an eye on where it goes wrong.
+fn read_pod(object: &RawValue) -> Result<Pod, String> {
     let mut reader = serde_json::Deserializer::from_str(object.get());
-    match serde_path_to_error::deserialize::<_, Pod>(&mut reader) {
-        Err(error) => {
-            let path = error.path().to_string();
-            format!("outrigger: the pod cannot be read: {path}: {}", error.into_inner())
-        }
-        Ok(_) => "outrigger: the pod cannot be read".to_owned(),
-    }
+    serde_path_to_error::deserialize::<_, Pod>(&mut reader).map_err(|error| {
+        let path = error.path().to_string();
+        format!("outrigger: the pod cannot be read: {path}: {}", error.into_inner())
+    })
 }
 
 fn allow(uid: &str, verdict: Verdict, decision: Option<&Decision>) -> Answer {
