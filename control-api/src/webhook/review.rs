@@ -85,11 +85,7 @@ pub fn answer(body: &[u8], config: &InjectorConfig) -> Answer {
     }
 }
 
-fn answer_review<O>(
-    review: Review<O>,
-    config: &InjectorConfig,
-    read: impl FnOnce(O) -> Result<Pod, String>,
-) -> Answer {
+fn answer_review<O>(review: Review<O>, config: &InjectorConfig, read: impl FnOnce(O) -> Result<Pod, String>) -> Answer {
     let (version, kind) = (review.api_version.unwrap_or_default(), review.kind.unwrap_or_default());
     if (version.as_str(), kind.as_str()) != (API_VERSION, KIND) {
         let found = format!("{kind:.80} of {version:.80}");

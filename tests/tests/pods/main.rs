@@ -47,7 +47,10 @@ fn captured_pods_are_a_mesh(setup: &Setup, driver: &str) {
     mesh::with(setup, |mesh| {
         mesh.kube.namespace(SHOP, &[("outrigger.dev/inject", "enabled")]).unwrap();
         let address = mesh.service(SHOP, "orders", 80, 8080);
-        let orders = [mesh.server(SHOP, "orders", "orders-1"), mesh.server(SHOP, "orders", "orders-2")];
+        // One is told what it is by its environment, the other by a file.
+        let from_file = [("outrigger.dev/bootstrap-from", "projected-file")];
+        let orders =
+            [mesh.server(SHOP, "orders", "orders-1"), mesh.annotated_server(SHOP, "orders", "orders-2", &from_file)];
         let shopper = mesh.server(SHOP, "shopper", "shopper");
         for pod in orders.iter().chain([&shopper]) {
             pod.wait_ready();

@@ -157,6 +157,12 @@ impl Mesh<'_> {
         let volumes = self.volumes(&stored, &namespace);
         let account = self.kube.account(&namespace, account).unwrap();
         let pod = Arc::new(Pod::run(self.node, &self.installed, &stored, volumes, Some(account.mount)));
+        let address = pod.place.address;
+        let reported = self.kube.apply_status(&json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": { "name": name, "namespace": namespace },
+            "status": { "podIP": address, "podIPs": [{ "ip": address }] },
+        }));
+        reported.unwrap_or_else(|error| panic!("{name}: {error}"));
         let listing = Listing { service: service.to_owned(), namespace, pod: pod.clone() };
         self.list(|listed| listed.push(listing));
         pod
@@ -210,6 +216,17 @@ impl Mesh<'_> {
 
     /// A pod of an application that says its name at `/health`; asked to end, it does so at once.
     pub(crate) fn server(&self, namespace: &str, app: &str, name: &str) -> Arc<Pod> {
+        self.annotated_server(namespace, app, name, &[])
+    }
+
+    /// As [`Mesh::server`], with settings of its sidecar.
+    pub(crate) fn annotated_server(
+        &self,
+        namespace: &str,
+        app: &str,
+        name: &str,
+        annotations: &[(&str, &str)],
+    ) -> Arc<Pod> {
         let script =
             format!("trap 'exit 0' TERM; outrigger-shop app --role stock --name {name} --listen 0.0.0.0:8080 & wait");
         let container = json!({
@@ -219,7 +236,10 @@ impl Mesh<'_> {
             "securityContext": { "runAsUser": 1000, "runAsGroup": 1000 },
         });
         let spec = json!({ "serviceAccountName": "default", "containers": [container] });
-        self.run(&Self::pod(namespace, app, name, spec), app, "default")
+        let mut pod = Self::pod(namespace, app, name, spec);
+        pod["metadata"]["annotations"] =
+            annotations.iter().map(|(key, value)| ((*key).to_owned(), Value::from(*value))).collect();
+        self.run(&pod, app, "default")
     }
 
     /// A pod as a Job makes it.

@@ -142,14 +142,26 @@ fn environment(pod: &Value, container: &Value, site: &Site) -> Result<Vec<(Strin
         let name = text(variable, "/name");
         let value = match variable.pointer("/valueFrom") {
             None => expand(text(variable, "/value"), &env),
-            Some(from) => downward(pod, container, from, site).map_err(|why| format!("variable {name}: {why}"))?,
+            Some(from) => {
+                downward(pod, container, from, site.address).map_err(|why| format!("variable {name}: {why}"))?
+            }
         };
         env.push((name.to_owned(), value));
     }
     Ok(env)
 }
 
-fn downward(pod: &Value, container: &Value, from: &Value, site: &Site) -> Result<String, String> {
+/// Fills a folder with the files of a `downwardAPI` volume.
+pub(super) fn project(pod: &Value, volume: &Value, address: Ipv4Addr, folder: &Path) -> Result<(), String> {
+    for item in list(volume, "/downwardAPI/items") {
+        let content = downward(pod, &Value::Null, item, address)?;
+        let file = folder.join(text(item, "/path"));
+        std::fs::write(&file, content).map_err(|error| format!("{}: {error}", file.display()))?;
+    }
+    Ok(())
+}
+
+fn downward(pod: &Value, container: &Value, from: &Value, address: Ipv4Addr) -> Result<String, String> {
     if let Some(wanted) = from.pointer("/resourceFieldRef") {
         let of = text(wanted, "/resource");
         let pointer = format!("/resources/{}", of.replace('.', "/"));
@@ -176,7 +188,7 @@ fn downward(pod: &Value, container: &Value, from: &Value, site: &Site) -> Result
             name => name.to_owned(),
         },
         "spec.nodeName" => "node".to_owned(),
-        "status.podIP" | "status.podIPs" => site.address.to_string(),
+        "status.podIP" | "status.podIPs" => address.to_string(),
         "status.hostIP" => "198.18.0.1".to_owned(),
         _ => keyed("annotations").or_else(|| keyed("labels")).ok_or_else(|| format!("no field {path:?}"))?,
     })

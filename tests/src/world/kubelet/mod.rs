@@ -110,7 +110,7 @@ impl Shared {
 }
 
 impl Pod {
-    /// Runs a pod. `volumes` are folders for its volumes by name; empty ones are made for its `emptyDir`s.
+    /// Runs a pod. `volumes` are folders for its volumes by name; those of its `emptyDir`s and of the downward API are made.
     ///
     /// # Panics
     /// When the node cannot give it a network.
@@ -127,11 +127,12 @@ impl Pod {
         let scratch = Scratch::new("pod").unwrap_or_else(|error| panic!("{error}"));
         let mut volumes = volumes;
         for volume in pod.pointer("/spec/volumes").and_then(Value::as_array).into_iter().flatten() {
-            if volume.get("emptyDir").is_some() {
+            if volume.get("emptyDir").or(volume.get("downwardAPI")).is_some() {
                 let own = volume["name"].as_str().unwrap_or_default().to_owned();
                 let folder = scratch.path().join("volumes").join(&own);
                 let made = std::fs::create_dir_all(&folder).and_then(|()| set_mode(&folder, 0o777));
                 made.unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+                bundle::project(pod, volume, place.address, &folder).unwrap_or_else(|error| panic!("{own}: {error}"));
                 volumes.insert(own, folder);
             }
         }
