@@ -45,6 +45,8 @@ fn route(name: &str, version: &str) -> Value {
 /// What runs a mesh under a seccomp profile, and which driver its proxies then take.
 fn captured_pods_are_a_mesh(setup: &Setup, driver: &str) {
     mesh::with(setup, |mesh| {
+        let said = mesh.helm_test();
+        assert!(said.contains("Succeeded"), "{said}");
         mesh.kube.namespace(SHOP, &[("outrigger.dev/inject", "enabled")]).unwrap();
         let address = mesh.service(SHOP, "orders", 80, 8080);
         // One is told what it is by its environment, the other by a file.

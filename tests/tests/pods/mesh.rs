@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 
 const SYSTEM: &str = "outrigger-system";
 const CONTROL: &str = "outrigger-control";
+const SECCOMP: &str = "outrigger-seccomp";
 const SOON: Duration = Duration::from_secs(60);
 
 /// How a mesh is set up.
@@ -64,17 +65,19 @@ pub(crate) fn with(setup: &Setup, act: impl FnOnce(&Mesh<'_>) + Send) {
     node.place.inside(|| {
         let kube = Kube::start_at(node.place.address.into());
         let is_over = AtomicBool::new(false);
+        let scratch = Scratch::new("mesh").unwrap();
         let mesh = Mesh {
             node: &node,
             kube: &kube,
-            installed: install(&kube, setup),
-            scratch: Scratch::new("mesh").unwrap(),
+            installed: install(&kube, setup, scratch.path()),
+            scratch,
             listed: Listed::default(),
         };
         std::thread::scope(|scope| {
             scope.spawn(|| keep_slices(&kube, &mesh.listed, &is_over));
             // Ends the controller in any case, or a failed test would wait for it.
             let _over = Over(&is_over);
+            let _seccomp = setup.installs_profile.then(|| mesh.start_daemon());
             let control = mesh.start_control();
             act(&mesh);
             drop(control);
@@ -92,7 +95,7 @@ impl Drop for Over<'_> {
 }
 
 /// The chart, by Helm; and what the nodes then have.
-fn install(kube: &Kube, setup: &Setup) -> Installed {
+fn install(kube: &Kube, setup: &Setup, scratch: &Path) -> Installed {
     kube.install_gateway().unwrap();
     let profile = format!("seccomp.install={}", setup.installs_profile);
     let helm = Helm { program: fetch("helm4").unwrap(), kube, namespace: SYSTEM };
@@ -101,16 +104,24 @@ fn install(kube: &Kube, setup: &Setup) -> Installed {
 
     let built = outrigger_tests::world::binary::find("outrigger-proxy").unwrap();
     let built = built.parent().unwrap().to_owned();
-    // The runtime's own profile is the chart's without io_uring, so a node has it in any case.
+    // The runtime's own profile is the chart's without io_uring. The chart's own is the DaemonSet's to put there.
     let file = std::fs::read_to_string(root().join("charts/outrigger/files/seccomp.json")).unwrap();
     let profile: Value = serde_json::from_str(&file).unwrap();
     let address = kube.address();
     let std::net::IpAddr::V4(ip) = address.ip() else { panic!("{address} is of IPv4 here") };
     Installed {
-        images: ["outrigger-control", "outrigger-proxy", "shop"].map(|image| (image.to_owned(), built.clone())).into(),
-        profiles: [("outrigger/proxy.json".to_owned(), profile)].into(),
+        images: ["outrigger-control", "outrigger-proxy", "shop", "busybox"]
+            .map(|image| (image.to_owned(), built.clone()))
+            .into(),
+        runtime_profile: profile,
+        profiles: node_folder(scratch, "/var/lib/kubelet/seccomp"),
         api: Some((ip, address.port())),
     }
+}
+
+/// Where the node has a folder of its own.
+fn node_folder(scratch: &Path, path: &str) -> PathBuf {
+    scratch.join("node").join(path.trim_start_matches('/'))
 }
 
 impl Mesh<'_> {
@@ -118,17 +129,30 @@ impl Mesh<'_> {
         act(&mut self.listed.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// The control plane, as its Deployment says.
-    fn start_control(&self) -> Arc<Pod> {
-        let path = format!("/apis/apps/v1/namespaces/{SYSTEM}/deployments/{CONTROL}");
-        let deployment = self.kube.get(&path).unwrap().unwrap();
-        let mut pod = deployment.pointer("/spec/template").unwrap().clone();
+    /// A pod of a workload of the chart.
+    fn start_own(&self, workload: &str, name: &str) -> Arc<Pod> {
+        let path = format!("/apis/apps/v1/namespaces/{SYSTEM}/{workload}");
+        let workload = self.kube.get(&path).unwrap().unwrap();
+        let mut pod = workload.pointer("/spec/template").unwrap().clone();
         pod["apiVersion"] = json!("v1");
         pod["kind"] = json!("Pod");
-        pod["metadata"]["name"] = json!("control-1");
+        pod["metadata"]["name"] = json!(name);
         pod["metadata"]["namespace"] = json!(SYSTEM);
         let account = text(&pod, "/spec/serviceAccountName");
-        let control = self.run(&pod, CONTROL, &account);
+        let service = text(&workload, "/metadata/name");
+        self.run(&pod, &service, if account.is_empty() { "default" } else { &account })
+    }
+
+    /// The pod of the DaemonSet that installs the profile; it has, once it runs.
+    fn start_daemon(&self) -> Arc<Pod> {
+        let daemon = self.start_own(&format!("daemonsets/{SECCOMP}"), "seccomp-1");
+        daemon.wait("to run", SOON, |state| state.phase == Phase::Running);
+        daemon
+    }
+
+    /// The control plane, as its Deployment says.
+    fn start_control(&self) -> Arc<Pod> {
+        let control = self.start_own(&format!("deployments/{CONTROL}"), "control-1");
         control.wait_ready();
         self.node.set_name(&format!("{CONTROL}.{SYSTEM}.svc"), control.place.address);
         let reachable = || -> Result<(), String> {
@@ -150,22 +174,48 @@ impl Mesh<'_> {
 
     /// Posts a pod and runs what the API made of it.
     fn run(&self, pod: &Value, service: &str, account: &str) -> Arc<Pod> {
-        let (namespace, name) = (text(pod, "/metadata/namespace"), text(pod, "/metadata/name"));
-        let path = format!("/api/v1/namespaces/{namespace}/pods");
+        let path = format!("/api/v1/namespaces/{}/pods", text(pod, "/metadata/namespace"));
         let (status, stored) = self.kube.call("POST", &path, "application/json", &pod.to_string()).unwrap();
-        assert_eq!(status, 201, "{name}: {stored}");
-        let volumes = self.volumes(&stored, &namespace);
+        assert_eq!(status, 201, "{}: {stored}", text(pod, "/metadata/name"));
+        self.run_stored(&stored, service, account)
+    }
+
+    /// Runs a pod that the API has.
+    fn run_stored(&self, stored: &Value, service: &str, account: &str) -> Arc<Pod> {
+        let namespace = text(stored, "/metadata/namespace");
+        let volumes = self.volumes(stored, &namespace);
         let account = self.kube.account(&namespace, account).unwrap();
-        let pod = Arc::new(Pod::run(self.node, &self.installed, &stored, volumes, Some(account.mount)));
-        let address = pod.place.address;
-        let reported = self.kube.apply_status(&json!({
-            "apiVersion": "v1", "kind": "Pod", "metadata": { "name": name, "namespace": namespace },
-            "status": { "podIP": address, "podIPs": [{ "ip": address }] },
-        }));
-        reported.unwrap_or_else(|error| panic!("{name}: {error}"));
+        let pod = Arc::new(Pod::run(self.node, &self.installed, stored, volumes, Some(account.mount)));
+        self.report(&pod, &namespace, "Pending");
         let listing = Listing { service: service.to_owned(), namespace, pod: pod.clone() };
         self.list(|listed| listed.push(listing));
         pod
+    }
+
+    /// Tells the API of a pod, as a kubelet does.
+    fn report(&self, pod: &Pod, namespace: &str, phase: &str) {
+        let address = pod.place.address;
+        let status = json!({ "phase": phase, "podIP": address, "podIPs": [{ "ip": address }] });
+        let metadata = json!({ "name": pod.name, "namespace": namespace });
+        let told = json!({ "apiVersion": "v1", "kind": "Pod", "metadata": metadata, "status": status });
+        self.kube.apply_status(&told).unwrap_or_else(|error| panic!("{}: {error}", pod.name));
+    }
+
+    /// Runs the chart's own test, as `helm test` asks for it; what Helm said.
+    pub(crate) fn helm_test(&self) -> String {
+        let helm = Helm { program: fetch("helm4").unwrap(), kube: self.kube, namespace: SYSTEM };
+        let path = format!("/api/v1/namespaces/{SYSTEM}/pods/outrigger-test-api");
+        std::thread::scope(|scope| {
+            let said = scope.spawn(|| helm.succeed(&["test", "outrigger", "--timeout", "60s"]));
+            let stored = wait_for("Helm to make its pod", SOON, || {
+                self.kube.get(&path).map_err(|error| error.to_string())?.ok_or_else(|| path.clone())
+            });
+            let pod = self.run_stored(&stored, "test", "default");
+            let state = pod.wait("to be over", SOON, |state| state.is_over);
+            assert_eq!(state.phase, Phase::Succeeded, "{state:#?}");
+            self.report(&pod, SYSTEM, "Succeeded");
+            said.join().unwrap()
+        })
     }
 
     /// Folders for the Secrets, ConfigMaps and projections of a pod.
@@ -173,6 +223,12 @@ impl Mesh<'_> {
         let mut folders = BTreeMap::new();
         for volume in pod.pointer("/spec/volumes").and_then(Value::as_array).into_iter().flatten() {
             let name = text(volume, "/name");
+            if let Some(path) = volume.pointer("/hostPath/path").and_then(Value::as_str) {
+                let folder = node_folder(self.scratch.path(), path);
+                std::fs::create_dir_all(&folder).unwrap();
+                folders.insert(name, folder);
+                continue;
+            }
             let (kind, object) = match (volume.get("secret"), volume.get("configMap")) {
                 (Some(secret), _) => ("secrets", text(secret, "/secretName")),
                 (_, Some(map)) => ("configmaps", text(map, "/name")),

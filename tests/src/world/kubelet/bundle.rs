@@ -69,8 +69,10 @@ pub struct Site {
     pub api: Option<(Ipv4Addr, u16)>,
     /// Folder of programs by image, without its tag.
     pub images: BTreeMap<String, PathBuf>,
-    /// The seccomp profile that the node has installed, by its name below the kubelet's folder.
-    pub profiles: BTreeMap<String, Value>,
+    /// A profile from which the runtime's own default follows.
+    pub runtime_profile: Value,
+    /// The kubelet's folder of seccomp profiles.
+    pub profiles: PathBuf,
     /// An empty folder to mount on.
     pub root: PathBuf,
 }
@@ -274,13 +276,17 @@ fn mounts(container: &Value, site: &Site, programs: &Path) -> Result<Vec<Value>,
     Ok(mounts)
 }
 
-/// The filter of a container. The runtime's own default is the installed profile without io_uring, as containerd's is.
+/// The filter of a container. The runtime's own default is without io_uring, as containerd's is.
 fn seccomp(profile: Option<&Value>, site: &Site) -> Result<Value, String> {
-    let installed = |name: &str| site.profiles.get(name).cloned().ok_or_else(|| format!("no profile {name:?}"));
+    let installed = |name: &str| {
+        let text =
+            std::fs::read_to_string(site.profiles.join(name)).map_err(|error| format!("profile {name:?}: {error}"))?;
+        serde_json::from_str(&text).map_err(|error| format!("profile {name:?}: {error}"))
+    };
     match profile.map(|profile| text(profile, "/type")) {
         Some("Localhost") => installed(text(profile.unwrap_or(&Value::Null), "/localhostProfile")),
         Some("RuntimeDefault") => {
-            let mut profile = site.profiles.values().next().cloned().ok_or("the node has no profile")?;
+            let mut profile = site.runtime_profile.clone();
             let rules = profile["syscalls"].as_array_mut().ok_or("a profile without rules")?;
             for names in rules.iter_mut().filter_map(|rule| rule["names"].as_array_mut()) {
                 names.retain(|name| !IO_URING.iter().any(|call| name == call));

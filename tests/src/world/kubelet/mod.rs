@@ -71,8 +71,10 @@ pub struct State {
 pub struct Installed {
     /// Folder of programs by image, without its tag.
     pub images: BTreeMap<String, PathBuf>,
-    /// Seccomp profiles by name.
-    pub profiles: BTreeMap<String, Value>,
+    /// A seccomp profile from which the runtime's own default follows: without io_uring.
+    pub runtime_profile: Value,
+    /// The kubelet's folder of seccomp profiles.
+    pub profiles: PathBuf,
     /// Where the API is.
     pub api: Option<(Ipv4Addr, u16)>,
 }
@@ -144,6 +146,7 @@ impl Pod {
             account,
             api: installed.api,
             images: installed.images.clone(),
+            runtime_profile: installed.runtime_profile.clone(),
             profiles: installed.profiles.clone(),
             root: scratch.path().join("root"),
         };
