@@ -77,7 +77,7 @@ pub fn answer(body: &[u8], config: &InjectorConfig) -> Answer {
         return Answer::malformed(400, "the body is not an AdmissionReview: it is not UTF-8");
     };
     match serde_json::from_str::<Review<Pod>>(text) {
-        Ok(review) => answer_review(review, config, |pod| Ok(pod)),
+        Ok(review) => answer_review(review, config, Ok),
         Err(_) => match serde_json::from_str::<Review<&RawValue>>(text) {
             Ok(review) => answer_review(review, config, read_pod),
             Err(error) => Answer::malformed(400, &format!("the body is not an AdmissionReview: {error}")),
