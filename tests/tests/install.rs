@@ -230,6 +230,8 @@ fn the_account_may_do_its_work_and_nothing_beside() {
     let (hooks, core) = ("admissionregistration.k8s.io", "");
     for (verb, group, resource, name, namespace) in [
         ("list", core, "services", "", ""),
+        ("watch", core, "pods", "", ""),
+        ("list", core, "namespaces", "", ""),
         ("watch", "discovery.k8s.io", "endpointslices", "", ""),
         ("create", "outrigger.dev", "upstreams", "x", "shop"),
         ("patch", "outrigger.dev", "trafficpolicies/status", "x", "shop"),

@@ -167,6 +167,45 @@ fn services_of_the_cluster_reach_the_proxies_and_outlive_the_api_server() {
     wait_clusters(&proxy, "the service to leave", |text| !text.contains("10.1.0.4:8080"));
 }
 
+#[test]
+#[ignore = "needs a Kubernetes API server: make interop"]
+fn pods_of_the_cluster_are_known_while_they_have_an_address() {
+    let (kube, account) = cluster(false);
+    let pod = |name: &str, over: Value| {
+        let mut spec = json!({ "containers": [{ "name": "app", "image": "shop" }] });
+        spec.as_object_mut().unwrap().extend(over.as_object().unwrap().clone());
+        let metadata = json!({ "name": name, "namespace": "shop", "labels": { "app": name } });
+        let pod = json!({ "apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec });
+        // The API server is asked for its token only once a kubelet runs it.
+        kube.account("shop", "default").unwrap();
+        kube.apply(&pod).unwrap();
+    };
+    let set = |name: &str, phase: &str| {
+        let metadata = json!({ "name": name, "namespace": "shop" });
+        let status = json!({ "phase": phase, "podIP": "10.1.0.1", "podIPs": [{ "ip": "10.1.0.1" }] });
+        kube.apply_status(&json!({ "apiVersion": "v1", "kind": "Pod", "metadata": metadata, "status": status }))
+            .unwrap();
+    };
+    pod("cart", json!({}));
+    set("cart", "Running");
+    pod("daemon", json!({ "hostNetwork": true }));
+    let control = control(&account, &["--registry", "kubernetes"]);
+    let wait_pods = |wanted: u64| {
+        wait_for("the pods to be known", SOON, || {
+            let now = status(&control);
+            if now["kubernetes"]["pods"] == wanted { Ok(()) } else { Err(now.to_string()) }
+        });
+    };
+    wait_pods(1);
+    pod("orders", json!({}));
+    wait_pods(2);
+    set("cart", "Succeeded");
+    wait_pods(1);
+    kube.delete("/api/v1/namespaces/shop/pods/orders").unwrap();
+    wait_pods(0);
+    assert!(status(&control)["kubernetes"]["namespaces"].as_u64() > Some(1));
+}
+
 fn route(backend: &str) -> Value {
     json!({
         "apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute",

@@ -2,9 +2,10 @@
 //! Shape: a watch a kind feeds one keeper, which owns the view and publishes it whole.
 //!
 //! ```text
-//! services ─┐                                ┌─▶ registered (Upstreams of Services)
-//! slices ───┼─▶ keeper: registry, policies ──┼─▶ stored (policy in force)
-//! policy ───┘   nothing before all are read  └─▶ standing ─▶ report ─▶ statuses, while we hold the lease
+//! services, slices ──┐                                ┌─▶ registered (Upstreams of Services, workloads)
+//! pods, namespaces ──┼─▶ keeper: registry, pods,      ├─▶ stored (policy in force)
+//! policy ────────────┘   policies; nothing before ────┴─▶ standing ─▶ report ─▶ statuses, while we hold the lease
+//!                        all are read
 //! ```
 //! Errors: [`ClusterError`] when the view is not whole in time; afterwards a dead API server leaves the last view in force,
 //! and its age is told.
@@ -18,7 +19,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::core::v1::{Namespace, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::core::DynamicObject;
 use kube::{Api, Client};
@@ -29,6 +30,7 @@ use tokio::task::JoinSet;
 use super::client::{ClientError, connect, find_namespace};
 use super::crd::plural;
 use super::lease::{hold, identity, release};
+use super::pods::{PodView, Pods};
 use super::policy::{Policies, Standing};
 use super::registry::Registry;
 use super::report::report;
@@ -36,7 +38,7 @@ use super::store::{ClusterStore, resource_of};
 use super::watch::{Event, Pulse, PulseView, follow};
 use crate::ads::Roster;
 use crate::model::{Kind, PolicySet};
-use crate::store::{Objects, Registered};
+use crate::store::Registered;
 
 const FIRST_VIEW_WITHIN: Duration = Duration::from_secs(60);
 const RELEASE_WITHIN: Duration = Duration::from_secs(2);
@@ -56,9 +58,9 @@ pub enum ClusterError {
 /// What is read from the cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reads {
-    /// Services and policy.
+    /// Services, pods and policy.
     Policy,
-    /// Services only.
+    /// Services and pods only.
     Services,
 }
 
@@ -68,18 +70,25 @@ enum Seen {
     // By far the largest.
     Service(Box<Event<Service>>),
     Slice(Event<EndpointSlice>),
+    Pod(Event<PodView>),
+    Namespace(Event<Namespace>),
 }
 
 /// The view, as kept.
 #[derive(Debug, Clone, Default)]
 struct Kept {
     registry: Arc<Mutex<Registry>>,
+    pods: Arc<Mutex<Pods>>,
     policies: Arc<Mutex<Policies>>,
 }
 
 impl Kept {
     fn registry(&self) -> MutexGuard<'_, Registry> {
         self.registry.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn pods(&self) -> MutexGuard<'_, Pods> {
+        self.pods.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn policies(&self) -> MutexGuard<'_, Policies> {
@@ -91,13 +100,15 @@ impl Kept {
             Seen::Policy(kind, event) => self.policies().take(kind, event),
             Seen::Service(event) => self.registry().take_service(*event),
             Seen::Slice(event) => self.registry().take_slice(event),
+            Seen::Pod(event) => self.pods().take_pod(event),
+            Seen::Namespace(event) => self.pods().take_namespace(event),
         }
     }
 }
 
 /// Where the view is published.
 struct Outlets {
-    registered: watch::Sender<Arc<Objects>>,
+    registered: watch::Sender<Arc<PolicySet>>,
     stored: watch::Sender<Arc<PolicySet>>,
     standing: watch::Sender<Arc<Standing>>,
     is_whole: watch::Sender<bool>,
@@ -191,7 +202,7 @@ impl Cluster {
         self.store.clone()
     }
 
-    /// The Upstreams of its Services.
+    /// The Upstreams of its Services, and its workloads.
     #[must_use]
     pub fn registered(&self) -> Registered {
         self.registered.clone()
@@ -250,6 +261,7 @@ impl Cluster {
                 "error": view.error,
             })
         };
+        let (pods, namespaces) = self.kept.pods().counts();
         let registry = self.kept.registry();
         let skipped = registry.skipped().map(|(namespace, name, skip)| {
             let reason = skip.to_string();
@@ -266,6 +278,8 @@ impl Cluster {
         json!({
             "watches": self.pulses().into_iter().map(watch).collect::<Vec<_>>(),
             "services": registry.count(),
+            "pods": pods,
+            "namespaces": namespaces,
             "skippedServices": skipped,
             "refusedObjects": refused,
             "isLeader": self.is_leader(),
@@ -284,6 +298,10 @@ fn spawn_watches(client: &Client, reads: Reads, seen: &mpsc::Sender<Seen>, tasks
     tasks.spawn(follow(services, pulse("services"), pass(seen, |event| Seen::Service(Box::new(event)))));
     let slices: Api<EndpointSlice> = Api::all(client.clone());
     tasks.spawn(follow(slices, pulse("endpointslices"), pass(seen, Seen::Slice)));
+    let pods: Api<PodView> = Api::all(client.clone());
+    tasks.spawn(follow(pods, pulse("pods"), pass(seen, Seen::Pod)));
+    let namespaces: Api<Namespace> = Api::all(client.clone());
+    tasks.spawn(follow(namespaces, pulse("namespaces"), pass(seen, Seen::Namespace)));
     if reads == Reads::Policy {
         for kind in Kind::ALL {
             let objects: Api<DynamicObject> = Api::all_with(client.clone(), &resource_of(kind));
@@ -324,12 +342,14 @@ async fn keep(kept: Kept, mut seen: mpsc::Receiver<Seen>, wanted: usize, outlets
             continue;
         }
         let mut registered = outlets.registered.borrow().clone();
-        if kept.registry().refresh() || is_first {
-            registered = Arc::new(kept.registry().objects());
+        let workloads = kept.pods().refresh();
+        if kept.registry().refresh() || workloads.is_some() || is_first {
+            let workloads = workloads.map_or_else(|| registered.workloads.clone(), Arc::new);
+            registered = Arc::new(PolicySet { revision: 0, objects: kept.registry().objects(), workloads });
             outlets.registered.send_replace(registered.clone());
         }
         let mut policies = kept.policies();
-        if policies.settle(&registered) || is_first {
+        if policies.settle(&registered.objects) || is_first {
             outlets.stored.send_replace(Arc::new(policies.set()));
         }
         outlets.standing.send_replace(Arc::new(policies.standing()));
@@ -345,7 +365,9 @@ impl Seen {
             Self::Policy(kind, Event::Listed(_)) => Some(plural(*kind)),
             Self::Service(event) => matches!(**event, Event::Listed(_)).then_some("services"),
             Self::Slice(Event::Listed(_)) => Some("endpointslices"),
-            Self::Policy(..) | Self::Slice(_) => None,
+            Self::Pod(Event::Listed(_)) => Some("pods"),
+            Self::Namespace(Event::Listed(_)) => Some("namespaces"),
+            Self::Policy(..) | Self::Slice(_) | Self::Pod(_) | Self::Namespace(_) => None,
         }
     }
 }

@@ -1,17 +1,17 @@
 //! Purpose: Kubernetes as a source of Services and as a store of policy.
 //! Shape: [`Cluster`] is a view that watches keep; [`ClusterStore`] is its policy as a [`crate::store::Store`]; `crd` has
-//! the definitions of our kinds, `rules` what all this may do. The decisions are pure (`service`, `registry`, `policy`,
+//! the definitions of our kinds, `rules` what all this may do. The decisions are pure (`service`, `registry`, `pods`, `policy`,
 //! `status`); `watch`, `store`, `report` and `lease` speak with the API server.
 //! Errors: [`ClusterError`] at the start; later a failure is logged, counted and told in `/v1/status`, and the last view
 //! stays in force.
-//! Limits: one cluster. Pods and Namespaces are not watched: an endpoint's address tells which node it is, and what is in a
-//! namespace goes with it.
+//! Limits: one cluster.
 //! Tests: foot of the pure files; `tests/tests/kube.rs` with a real API server.
 
 pub(crate) mod client;
 mod cluster;
 pub mod crd;
 mod lease;
+mod pods;
 mod policy;
 mod registry;
 mod report;

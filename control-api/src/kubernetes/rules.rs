@@ -4,7 +4,7 @@
 //!
 //! ```yaml
 //! # ClusterRole; registry: services from the cluster (--registry kubernetes, --store kubernetes)
-//! - { apiGroups: [""], resources: [services], verbs: [list, watch] }
+//! - { apiGroups: [""], resources: [namespaces, pods, services], verbs: [list, watch] }
 //! - { apiGroups: [discovery.k8s.io], resources: [endpointslices], verbs: [list, watch] }
 //! # policy from the cluster (--store kubernetes); create, patch and delete are for the REST API's writes
 //! - { apiGroups: [outrigger.dev], resources: [ratelimits, trafficpolicies, upstreams], verbs: [list, watch, create, patch, delete] }
@@ -20,10 +20,13 @@ use serde_json::{Value, json};
 
 use super::lease::LEASE;
 
-/// Rules of the ClusterRole for reading Services.
+/// Rules of the ClusterRole for reading Services and pods.
 #[must_use]
 pub fn registry_rules() -> Vec<Value> {
-    vec![rule("", &["services"], &["list", "watch"]), rule("discovery.k8s.io", &["endpointslices"], &["list", "watch"])]
+    vec![
+        rule("", &["namespaces", "pods", "services"], &["list", "watch"]),
+        rule("discovery.k8s.io", &["endpointslices"], &["list", "watch"]),
+    ]
 }
 
 /// Rules of the ClusterRole for keeping policy in the cluster, beside [`registry_rules`].

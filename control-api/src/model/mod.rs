@@ -18,6 +18,7 @@ pub mod problem;
 pub mod service;
 pub mod traffic_policy;
 pub mod upstream;
+pub mod workload;
 
 #[cfg(test)]
 mod tests;
@@ -25,6 +26,7 @@ mod tests;
 pub use object::{Kind, Manifest, Object, ObjectKey, PolicySet, Spec};
 pub use problem::Problem;
 pub use service::Services;
+pub use workload::{Workload, Workloads};
 
 use document::Document;
 

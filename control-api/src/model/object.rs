@@ -14,6 +14,7 @@ use super::http_route::{HttpRoute, parse_http_route};
 use super::problem::{Problem, nearest};
 use super::traffic_policy::{RateLimit, TrafficPolicy, parse_rate_limit, parse_traffic_policy};
 use super::upstream::{Upstream, parse_upstream};
+use super::workload::Workloads;
 
 /// The group and version of our own kinds.
 pub const OUTRIGGER_API: &str = "outrigger.dev/v1";
@@ -186,6 +187,8 @@ pub struct PolicySet {
     pub revision: u64,
     /// The objects.
     pub objects: BTreeMap<ObjectKey, Arc<Object>>,
+    /// The pods of the cluster, where a registry tells of them.
+    pub workloads: Arc<Workloads>,
 }
 
 impl PolicySet {

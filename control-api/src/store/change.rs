@@ -84,7 +84,7 @@ pub struct Plan {
 }
 
 /// Decides what `changes` do to `before`, whose objects may refer to `registered` ones.
-pub fn plan(before: &PolicySet, registered: &Objects, changes: &Changes) -> Result<Plan, StoreError> {
+pub fn plan(before: &PolicySet, registered: &PolicySet, changes: &Changes) -> Result<Plan, StoreError> {
     if let Some(expected) = changes.expected_revision
         && expected != before.revision
     {

@@ -45,8 +45,8 @@ pub trait Store: Debug + Send + Sync {
     fn history_since(&self, revision: u64) -> Result<Option<Vec<Record>>, StoreError>;
 }
 
-/// Objects that nobody stored, such as the Services of a cluster; stored ones may refer to them.
-pub type Registered = watch::Receiver<Arc<Objects>>;
+/// What nobody stored, such as the Services and pods of a cluster; stored objects may refer to it.
+pub type Registered = watch::Receiver<Arc<PolicySet>>;
 
 /// The policy in one embedded database; one transaction per apply.
 #[derive(Debug)]
@@ -108,10 +108,10 @@ impl Store for FileStore {
     }
 }
 
-/// Stored policy and registered objects as one set; where both have an object, somebody wrote the stored one on purpose.
+/// Stored policy and what is registered as one set; where both have an object, somebody wrote the stored one on purpose.
 #[must_use]
-pub fn unite(policy: &PolicySet, registered: &Objects) -> PolicySet {
-    let mut united = PolicySet { revision: policy.revision, objects: registered.clone() };
+pub fn unite(policy: &PolicySet, registered: &PolicySet) -> PolicySet {
+    let mut united = PolicySet { revision: policy.revision, ..registered.clone() };
     united.objects.extend(policy.objects.iter().map(|(key, object)| (key.clone(), object.clone())));
     united
 }

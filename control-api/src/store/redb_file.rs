@@ -91,7 +91,7 @@ impl RedbFile {
             let object = parsed.map_err(|reason| StoreError::Unreadable { key, reason })?;
             objects.insert(object.key.clone(), Arc::new(object));
         }
-        Ok(PolicySet { revision: rows.revision, objects })
+        Ok(PolicySet { revision: rows.revision, objects, ..PolicySet::default() })
     }
 
     /// Writes a plan in one transaction; when it returns `Ok`, it is on the disk.

@@ -13,6 +13,8 @@ const ROOT: (&str, &str) = ("DaemonSet/outrigger-seccomp", "install");
 
 /// Every right that a role of the chart may grant: group, resource, verbs, and whether it is bound to one name.
 const RIGHTS: &[(&str, &str, &str, bool)] = &[
+    ("", "namespaces", "list watch", false),
+    ("", "pods", "list watch", false),
     ("", "secrets", "get list update watch", true),
     ("", "services", "list watch", false),
     ("admissionregistration.k8s.io", "mutatingwebhookconfigurations", "get list patch watch", true),
@@ -147,7 +149,7 @@ fn roles_grant_what_is_listed_and_no_more() {
         }
         let expected = match set {
             "default" => listed.len(),
-            "redb" => 4,
+            "redb" => 6,
             "everything" => listed.len() - 2,
             _ => 0,
         };

@@ -35,7 +35,7 @@ fn resources(revision: u64, upstreams: &[(&str, u16)]) -> NodeResources {
             Object { key: one.key.clone(), spec: one.spec, body: one.body, created: 1, changed: 1, generation: 1 };
         (one.key, Arc::new(object))
     });
-    let set = PolicySet { revision, objects: objects.collect() };
+    let set = PolicySet { revision, objects: objects.collect(), ..PolicySet::default() };
     Snapshot::compile(Arc::new(set)).for_node(&role())
 }
 

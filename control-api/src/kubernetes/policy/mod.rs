@@ -183,7 +183,7 @@ impl Policies {
         problems: &mut BTreeMap<ObjectKey, Vec<Problem>>,
     ) -> PolicySet {
         loop {
-            let mut set = PolicySet { revision: self.revision, objects: registered.clone() };
+            let mut set = PolicySet { revision: self.revision, objects: registered.clone(), ..PolicySet::default() };
             set.objects.extend(force.iter().map(|(key, one)| (key.clone(), one.object.clone())));
             for (key, manifest) in pending.iter() {
                 set.objects.insert((*key).clone(), Arc::new(to_object(manifest, None, 0, 0)));
@@ -244,7 +244,7 @@ impl Policies {
     #[must_use]
     pub(super) fn set(&self) -> PolicySet {
         let objects = self.in_force.iter().map(|(key, one)| (key.clone(), one.object.clone())).collect();
-        PolicySet { revision: self.revision, objects }
+        PolicySet { revision: self.revision, objects, ..PolicySet::default() }
     }
 
     /// What became of each object.

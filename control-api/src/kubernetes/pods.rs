@@ -1,0 +1,266 @@
+//! Purpose: the cluster's Pods and Namespaces as they are now, and the [`Workloads`] that follow from them.
+//! Shape: pure; [`Pods`] takes watch events in any order. A Pod is a large object of which little counts: [`PodView`] reads that
+//! and steps over the rest.
+//! Limits: a pod on its node's network is none of ours (its address is the node's); one that ended has no address any more.
+//! Tests: foot (orders of events, changes that change nothing).
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use k8s_openapi::api::core::v1::{Namespace, Pod};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use serde::Deserialize;
+
+use super::watch::Event;
+use crate::model::workload::Labels;
+use crate::model::{Workload, Workloads};
+
+/// The fields of a Pod that are read.
+#[derive(Debug, Clone, Deserialize)]
+pub(super) struct PodView {
+    metadata: ObjectMeta,
+    #[serde(default)]
+    spec: SpecView,
+    #[serde(default)]
+    status: StatusView,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct SpecView {
+    host_network: Option<bool>,
+    service_account_name: Option<String>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct StatusView {
+    phase: Option<String>,
+    #[serde(rename = "podIP")]
+    address: Option<String>,
+    #[serde(rename = "podIPs")]
+    addresses: Option<Vec<AddressView>>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+struct AddressView {
+    #[serde(default)]
+    ip: String,
+}
+
+/// The API server knows it as a Pod.
+impl kube::Resource for PodView {
+    type DynamicType = ();
+    type Scope = <Pod as kube::Resource>::Scope;
+
+    fn kind((): &()) -> Cow<'_, str> {
+        Pod::kind(&())
+    }
+
+    fn group((): &()) -> Cow<'_, str> {
+        Pod::group(&())
+    }
+
+    fn version((): &()) -> Cow<'_, str> {
+        Pod::version(&())
+    }
+
+    fn plural((): &()) -> Cow<'_, str> {
+        Pod::plural(&())
+    }
+
+    fn meta(&self) -> &ObjectMeta {
+        &self.metadata
+    }
+
+    fn meta_mut(&mut self) -> &mut ObjectMeta {
+        &mut self.metadata
+    }
+}
+
+/// Namespace and name.
+type Name = (String, String);
+
+/// Pods and the labels of namespaces.
+#[derive(Debug, Default)]
+pub(super) struct Pods {
+    workloads: BTreeMap<Name, Workload>,
+    namespaces: BTreeMap<String, Labels>,
+    is_changed: bool,
+}
+
+impl Pods {
+    /// Takes what was seen of Pods.
+    pub(super) fn take_pod(&mut self, event: Event<PodView>) {
+        match event {
+            Event::Applied(pod) => self.put(name_of(&pod.metadata), read(pod)),
+            Event::Deleted(pod) => self.put(name_of(&pod.metadata), None),
+            Event::Listed(pods) => {
+                let mut listed: BTreeMap<Name, Option<Workload>> =
+                    pods.into_iter().map(|pod| (name_of(&pod.metadata), read(pod))).collect();
+                for name in self.workloads.keys() {
+                    listed.entry(name.clone()).or_insert(None);
+                }
+                listed.into_iter().for_each(|(name, workload)| self.put(name, workload));
+            }
+        }
+    }
+
+    fn put(&mut self, name: Name, workload: Option<Workload>) {
+        if self.workloads.get(&name) == workload.as_ref() {
+            return;
+        }
+        self.is_changed = true;
+        match workload {
+            Some(workload) => self.workloads.insert(name, workload),
+            None => self.workloads.remove(&name),
+        };
+    }
+
+    /// Takes what was seen of Namespaces.
+    pub(super) fn take_namespace(&mut self, event: Event<Namespace>) {
+        let read = |one: Namespace| (one.metadata.name.unwrap_or_default(), one.metadata.labels.unwrap_or_default());
+        let mut namespaces = std::mem::take(&mut self.namespaces);
+        let before = namespaces.clone();
+        match event {
+            Event::Applied(namespace) => namespaces.extend([read(namespace)]),
+            Event::Deleted(namespace) => drop(namespaces.remove(&read(namespace).0)),
+            Event::Listed(all) => namespaces = all.into_iter().map(read).collect(),
+        }
+        self.is_changed |= namespaces != before;
+        self.namespaces = namespaces;
+    }
+
+    /// What there is, if that differs from when this was last asked.
+    pub(super) fn refresh(&mut self) -> Option<Workloads> {
+        std::mem::take(&mut self.is_changed)
+            .then(|| Workloads::new(self.workloads.values().cloned(), self.namespaces.clone()))
+    }
+
+    /// How many pods and namespaces there are.
+    pub(super) fn counts(&self) -> (usize, usize) {
+        (self.workloads.len(), self.namespaces.len())
+    }
+}
+
+fn name_of(meta: &ObjectMeta) -> Name {
+    (meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default())
+}
+
+fn read(pod: PodView) -> Option<Workload> {
+    let StatusView { phase, address, addresses } = pod.status;
+    let is_over = matches!(phase.as_deref(), Some("Succeeded" | "Failed"));
+    if is_over || pod.spec.host_network == Some(true) {
+        return None;
+    }
+    let written = addresses.unwrap_or_default().into_iter().map(|one| one.ip).chain(address);
+    let mut addresses: Vec<IpAddr> = written.filter_map(|text| text.parse().ok()).collect();
+    addresses.sort_unstable();
+    addresses.dedup();
+    let (namespace, name) = name_of(&pod.metadata);
+    Some(Workload {
+        namespace,
+        name,
+        service_account: pod.spec.service_account_name.unwrap_or_else(|| "default".to_owned()),
+        labels: pod.metadata.labels.unwrap_or_default(),
+        addresses,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn pod(name: &str, over: Value) -> PodView {
+        let mut pod = json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": { "name": name, "namespace": "shop", "labels": { "app": name }, "resourceVersion": "1" },
+            "spec": { "containers": [{ "name": "app", "image": "shop" }], "serviceAccountName": "seller" },
+            "status": { "phase": "Running", "podIP": "10.0.0.1", "podIPs": [{ "ip": "10.0.0.1" }, { "ip": "fd00::1" }] },
+        });
+        merge(&mut pod, over);
+        serde_json::from_value(pod).expect("a Pod")
+    }
+
+    fn merge(into: &mut Value, over: Value) {
+        match (into, over) {
+            (Value::Object(into), Value::Object(over)) => {
+                over.into_iter().for_each(|(key, value)| merge(into.entry(key).or_insert(Value::Null), value));
+            }
+            (into, over) => *into = over,
+        }
+    }
+
+    fn namespace(name: &str, team: &str) -> Namespace {
+        serde_json::from_value(json!({ "metadata": { "name": name, "labels": { "team": team } } }))
+            .expect("a Namespace")
+    }
+
+    #[test]
+    fn a_pod_is_what_selectors_see_of_it() {
+        let mut pods = Pods::default();
+        pods.take_pod(Event::Applied(pod("cart", json!({}))));
+        let workloads = pods.refresh().expect("a change");
+        let cart = workloads.at("fd00::1".parse().expect("an address")).expect("the pod");
+        assert_eq!((cart.name.as_str(), cart.service_account.as_str()), ("cart", "seller"));
+        assert_eq!(cart.labels.get("app").map(String::as_str), Some("cart"));
+        assert_eq!(cart.addresses.len(), 2);
+    }
+
+    #[test]
+    fn what_changes_nothing_of_it_wakes_nobody() {
+        let mut pods = Pods::default();
+        pods.take_pod(Event::Applied(pod("cart", json!({}))));
+        pods.take_namespace(Event::Applied(namespace("shop", "a")));
+        assert!(pods.refresh().is_some());
+        let newer = json!({ "metadata": { "resourceVersion": "2", "annotations": { "a": "b" } }, "status": { "startTime": "2026-01-01T00:00:00Z" } });
+        pods.take_pod(Event::Applied(pod("cart", newer)));
+        pods.take_pod(Event::Listed(vec![pod("cart", json!({}))]));
+        pods.take_namespace(Event::Listed(vec![namespace("shop", "a")]));
+        assert_eq!(pods.refresh(), None);
+        pods.take_namespace(Event::Applied(namespace("shop", "b")));
+        assert!(pods.refresh().is_some());
+    }
+
+    #[test]
+    fn what_has_no_address_of_its_own_is_left_out() {
+        let mut pods = Pods::default();
+        pods.take_pod(Event::Listed(vec![
+            pod("node", json!({ "spec": { "hostNetwork": true } })),
+            pod("done", json!({ "status": { "phase": "Succeeded" } })),
+            pod("failed", json!({ "status": { "phase": "Failed" } })),
+        ]));
+        assert_eq!((pods.refresh(), pods.counts()), (None, (0, 0)));
+        pods.take_pod(Event::Applied(pod("cart", json!({}))));
+        assert_eq!(pods.counts(), (1, 0));
+        // It ends, and its address is free for another.
+        pods.take_pod(Event::Applied(pod("cart", json!({ "status": { "phase": "Succeeded" } }))));
+        assert_eq!(pods.counts(), (0, 0));
+    }
+
+    #[test]
+    fn a_list_takes_away_what_it_does_not_hold() {
+        let mut pods = Pods::default();
+        pods.take_pod(Event::Applied(pod("old", json!({}))));
+        pods.take_namespace(Event::Applied(namespace("old", "a")));
+        pods.take_pod(Event::Listed(vec![pod("new", json!({}))]));
+        pods.take_namespace(Event::Listed(vec![namespace("new", "a"), namespace("other", "a")]));
+        let workloads = pods.refresh().expect("a change");
+        assert_eq!(workloads.iter().map(|one| one.name.as_str()).collect::<Vec<_>>(), ["new"]);
+        assert_eq!((pods.counts(), workloads.namespace_labels("old")), ((1, 2), None));
+        pods.take_pod(Event::Deleted(pod("new", json!({}))));
+        pods.take_namespace(Event::Deleted(namespace("new", "a")));
+        assert_eq!(pods.counts(), (0, 1));
+    }
+
+    #[test]
+    fn a_pod_that_has_no_status_yet_is_known_by_its_labels() {
+        let bare = json!({ "metadata": { "name": "bare", "namespace": "shop" } });
+        let mut pods = Pods::default();
+        pods.take_pod(Event::Applied(serde_json::from_value(bare).expect("a Pod")));
+        let workloads = pods.refresh().expect("a change");
+        assert_eq!(workloads.iter().next().map(|one| one.service_account.as_str()), Some("default"));
+    }
+}
