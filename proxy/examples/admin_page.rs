@@ -242,6 +242,7 @@ fn resources() -> Resources {
 fn virtual_host(host: &str) -> VirtualHost {
     let routes = ROUTES.iter().filter(|route| route.1 == host).map(|&(name, _, path, cluster, ..)| {
         Arc::new(Route {
+            access: Vec::new(),
             name: name.into(),
             matches: RouteMatch {
                 path: PathMatch::Prefix(path.into()),

@@ -24,6 +24,8 @@ pub enum Side {
 /// Where in the pipeline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Stage {
+    /// Who may call.
+    Authorize,
     /// Choosing an endpoint.
     Balance,
     /// Opening a connection.
@@ -135,6 +137,8 @@ kinds! {
     DirectResponse:    Local      Route    "direct-response"    200 Never   "";
     /// A route that sends the client elsewhere.
     Redirect:          Local      Route    "redirect"           301 Never   "";
+    /// The policy in force does not let this caller do this.
+    AccessDenied:      Local      Authorize "denied"            403 Never   "";
     /// A local rate limit on the listener, the host or the route.
     RateLimited:       Local      Policy   "rate-limited"       429 Safe    "RL";
     /// A local rate limit on the cluster.
@@ -212,6 +216,7 @@ impl Stage {
     /// Its name in the header, the log and the metrics.
     pub fn label(self) -> &'static str {
         match self {
+            Self::Authorize => "authorize",
             Self::Balance => "balance",
             Self::Connect => "connect",
             Self::Detect => "detect",

@@ -127,6 +127,7 @@ fn routes() -> Vec<Arc<Route>> {
 
 fn route(at: usize, path: PathMatch, headers: Vec<HeaderMatch>) -> Arc<Route> {
     Arc::new(Route {
+        access: Vec::new(),
         name: format!("route-{at}").into(),
         matches: RouteMatch { path, case_sensitive: true, headers, query: Vec::new(), fraction_ppm: 1_000_000 },
         action: RouteAction::Direct(DirectResponse { status: 200, body: Arc::from(&b""[..]) }),

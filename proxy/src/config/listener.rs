@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{
-    Capture, ChainName, ClusterIndex, ClusterName, Codec, FilterChain, HeaderEdits, Http2Config, Inspection,
-    ListenerName, LocalRateLimit, RouteTable, RouteTableName, Takes, Upgrade,
+    AccessFilter, Capture, ChainName, ClusterIndex, ClusterName, Codec, FilterChain, HeaderEdits, Http2Config,
+    Inspection, ListenerName, LocalRateLimit, RouteTable, RouteTableName, Takes, Upgrade,
 };
 
 /// Which way traffic through a listener flows, seen from the workload.
@@ -94,6 +94,8 @@ impl Protocol {
 /// Settings of opaque connections. Defaults are Envoy's.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TcpConnectionConfig {
+    /// Who may connect, filter by filter.
+    pub access: Vec<AccessFilter>,
     /// Label of this listener in the statistics.
     pub stat_prefix: Arc<str>,
     /// Where connections go, by weight: at least one.
@@ -227,6 +229,8 @@ pub struct HttpConnectionConfig {
     pub http1_trailers: bool,
     /// Requests of gRPC-Web are turned into gRPC ones, and their answers back.
     pub grpc_web: bool,
+    /// Who may make requests, filter by filter.
+    pub access: Vec<AccessFilter>,
     /// Limit over all requests of the listener.
     pub rate_limit: Option<Arc<LocalRateLimit>>,
     /// Edits of every response (from the route table they would be per table; kept for local replies).
@@ -266,6 +270,7 @@ impl HttpConnectionConfig {
             upgrades: Vec::new(),
             http1_trailers: false,
             grpc_web: false,
+            access: Vec::new(),
             rate_limit: None,
             response_edits: HeaderEdits::default(),
         }

@@ -9,6 +9,7 @@
 //!
 //! **Source.** The names and defaults are Envoy's v3 API.
 
+mod access;
 mod capture;
 mod chain;
 mod cluster;
@@ -20,6 +21,9 @@ mod publish;
 mod route;
 mod snapshot;
 
+pub use access::{
+    AccessAction, AccessFilter, AccessOverride, AccessPolicy, AccessRules, AddressSet, Condition, RuleSet,
+};
 pub use capture::{Capture, OriginalCluster, OriginalDestination};
 pub use chain::{
     ChainId, ChainMatch, FilterChain, HttpInspection, Inspection, IpPrefix, PortMatch, ProxyInspection, ProxyVersion,

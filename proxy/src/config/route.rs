@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use regex::bytes::Regex;
 
-use super::{ClusterIndex, ClusterName, LocalRateLimit, RetryPolicy, RouteTableName, Upgrade};
+use super::{AccessOverride, ClusterIndex, ClusterName, LocalRateLimit, RetryPolicy, RouteTableName, Upgrade};
 
 /// A whole route table (Envoy: RouteConfiguration).
 #[derive(Clone, Debug, PartialEq)]
@@ -48,6 +48,8 @@ pub struct Route {
     pub matches: RouteMatch,
     /// What it does.
     pub action: RouteAction,
+    /// What this route says to the filters that decide who may call, its host's and table's word included.
+    pub access: Vec<AccessOverride>,
     /// The limit on this route.
     pub rate_limit: Option<Arc<LocalRateLimit>>,
     /// Edits of the request, before those of the host and table.

@@ -6,14 +6,16 @@ use std::sync::Arc;
 use envoy_types::pb::envoy::config::core::v3::CidrRange;
 use envoy_types::pb::envoy::config::listener::v3 as proto;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager;
+use envoy_types::pb::envoy::extensions::filters::network::rbac::v3::Rbac;
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::TcpProxy;
 use proto::filter::ConfigType;
 use proto::filter_chain_match::ConnectionSourceType;
 
 use super::at::{At, at};
-use super::{hcm, read, tcp_proxy};
+use super::{access, hcm, read, tcp_proxy};
 use crate::config::{
-    ChainMatch, ChainName, FilterChain, IpPrefix, Protocol, ServerNameMatch, SourceType, Takes, Transport,
+    AccessFilter, ChainMatch, ChainName, FilterChain, IpPrefix, Protocol, ServerNameMatch, SourceType, Takes,
+    TcpConnectionConfig, Transport,
 };
 
 /// Filters that do nothing here, yet come in every Istio listener.
@@ -122,21 +124,24 @@ fn all<T, U>(items: &At<'_, Vec<T>>, read: impl Fn(At<'_, T>) -> Option<U>) -> O
 }
 
 fn prefixes(ranges: &At<'_, Vec<CidrRange>>) -> Option<Vec<IpPrefix>> {
-    all(ranges, |range| {
-        let text = at!(range.address_prefix);
-        let Ok(address) = text.value.parse() else {
-            text.refuse(format_args!("{:?} is not an IP address", text.value));
-            return None;
-        };
-        // Unset is 0, as in Envoy.
-        let bits = range.value.prefix_len.as_ref().map_or(0, |bits| bits.value);
-        let prefix = u8::try_from(bits).ok().and_then(|bits| IpPrefix::new(address, bits));
-        if prefix.is_none() {
-            let most = if address.is_ipv4() { 32 } else { 128 };
-            at!(range.prefix_len).refuse(format_args!("{bits} is not in 0..={most}"));
-        }
-        prefix
-    })
+    all(ranges, prefix)
+}
+
+/// Addresses that begin alike.
+pub(super) fn prefix(range: At<'_, CidrRange>) -> Option<IpPrefix> {
+    let text = at!(range.address_prefix);
+    let Ok(address) = text.value.parse() else {
+        text.refuse(format_args!("{:?} is not an IP address", text.value));
+        return None;
+    };
+    // Unset is 0, as in Envoy.
+    let bits = range.value.prefix_len.as_ref().map_or(0, |bits| bits.value);
+    let prefix = u8::try_from(bits).ok().and_then(|bits| IpPrefix::new(address, bits));
+    if prefix.is_none() {
+        let most = if address.is_ipv4() { 32 } else { 128 };
+        at!(range.prefix_len).refuse(format_args!("{bits} is not in 0..={most}"));
+    }
+    prefix
 }
 
 fn source_ports(ports: &At<'_, Vec<u32>>) -> Option<Vec<u16>> {
@@ -200,6 +205,7 @@ fn network_filters(chain: &At<'_, proto::FilterChain>, name: &str) -> Option<Pro
     }
     let filters = at!(chain.filters);
     let mut read = None;
+    let mut access = Vec::new();
     for filter in filters.each() {
         let any = match &filter.value.config_type {
             Some(ConfigType::TypedConfig(any)) => filter.field("typed_config", any),
@@ -221,7 +227,13 @@ fn network_filters(chain: &At<'_, proto::FilterChain>, name: &str) -> Option<Pro
         } else if any.is::<TcpProxy>() {
             let Some(tcp) = any.unpack::<TcpProxy>() else { continue };
             let tcp = tcp_proxy::tcp_proxy(any.with(&tcp));
-            read = Some(tcp.map(|tcp| Protocol::Tcp(Arc::new(tcp))));
+            let access = std::mem::take(&mut access);
+            read = Some(tcp.map(|tcp| Protocol::Tcp(Arc::new(TcpConnectionConfig { access, ..tcp }))));
+        } else if any.is::<Rbac>() {
+            let Some(rules) = any.unpack::<Rbac>() else { continue };
+            let rules = access::of_connections(any.with(&rules));
+            let name = filter.value.name.as_str().into();
+            access.extend(rules.map(|rules| AccessFilter { name, rules }));
         } else if IDLE_FILTERS.contains(&any.type_name().as_str()) {
             any.ignore();
         } else {
@@ -234,6 +246,9 @@ fn network_filters(chain: &At<'_, proto::FilterChain>, name: &str) -> Option<Pro
     }
     if read.is_none() {
         filters.refuse(format_args!("does not end in {TERMINAL}"));
+    }
+    if !access.is_empty() {
+        filters.refuse("has a network RBAC filter in front of HTTP; use the filter envoy.filters.http.rbac");
     }
     read.flatten()
 }

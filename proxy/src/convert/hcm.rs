@@ -5,6 +5,7 @@ use std::sync::Arc;
 use envoy_types::pb::envoy::config::core::v3::http_protocol_options::HeadersWithUnderscoresAction;
 use envoy_types::pb::envoy::extensions::filters::http::grpc_web::v3::GrpcWeb;
 use envoy_types::pb::envoy::extensions::filters::http::local_ratelimit::v3::LocalRateLimit as RateLimitFilter;
+use envoy_types::pb::envoy::extensions::filters::http::rbac::v3::Rbac;
 use envoy_types::pb::envoy::extensions::filters::http::router::v3::Router;
 use envoy_types::pb::envoy::extensions::filters::http::upstream_codec::v3::UpstreamCodec;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as proto;
@@ -15,9 +16,9 @@ use proto::http_connection_manager::{
 use proto::http_filter::ConfigType;
 
 use super::at::{At, at};
-use super::{header, http2, policy, read, route};
+use super::{access, header, http2, policy, read, route};
 use crate::config::{
-    Codec, EscapedSlashes, Http2Config, HttpConnectionConfig, LocalRateLimit, RouteSource, ServerHeader,
+    AccessFilter, Codec, EscapedSlashes, Http2Config, HttpConnectionConfig, LocalRateLimit, RouteSource, ServerHeader,
     UnderscoreHeaders,
 };
 
@@ -42,7 +43,12 @@ pub(super) fn connection_manager(
     let base = paths_and_headers(&hcm, base)?;
     let base = lifetimes(&hcm, base);
     let base = protocols(&hcm, base)?;
-    Some(HttpConnectionConfig { grpc_web: filters.grpc_web, rate_limit: filters.rate_limit.map(Arc::new), ..base })
+    Some(HttpConnectionConfig {
+        access: filters.access,
+        grpc_web: filters.grpc_web,
+        rate_limit: filters.rate_limit.map(Arc::new),
+        ..base
+    })
 }
 
 /// Versions of HTTP and what may be made of a connection.
@@ -200,8 +206,21 @@ impl Chain {
 /// What a filter chain does besides forwarding.
 #[derive(Default)]
 struct Filters {
+    access: Vec<AccessFilter>,
     grpc_web: bool,
     rate_limit: Option<LocalRateLimit>,
+}
+
+/// A filter that decides who may call. One that is off here could be turned on by a route: that is not served, and to
+/// leave it out would weaken security.
+fn access_filter(filter: &At<'_, proto::HttpFilter>, any: &At<'_, Any>) -> Option<AccessFilter> {
+    let filter = *filter;
+    if filter.value.disabled {
+        at!(filter.disabled).refuse("a disabled RBAC filter is not served; remove it, or turn it off by route");
+    }
+    let rbac = any.unpack::<Rbac>()?;
+    let rules = access::of_requests(any.with(&rbac))?;
+    Some(AccessFilter { name: filter.value.name.as_str().into(), rules })
 }
 
 /// Reads a filter chain: what is not served must be optional, and the last one must be the terminal one.
@@ -227,6 +246,8 @@ fn filters(list: At<'_, Vec<proto::HttpFilter>>, place: &str, chain: Chain) -> F
         };
         if chain.is_ended_by(&any) {
             ended = true;
+        } else if any.is::<Rbac>() && chain == Chain::Listener {
+            found.access.extend(access_filter(&filter, &any));
         } else if filter.value.disabled {
             any.ignore();
         } else if any.is::<RateLimitFilter>() {

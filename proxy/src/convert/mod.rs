@@ -15,6 +15,7 @@
 
 #![allow(deprecated, reason = "older control planes send fields that Envoy has deprecated")]
 
+mod access;
 mod at;
 mod cluster;
 mod endpoint;

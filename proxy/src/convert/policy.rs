@@ -6,14 +6,15 @@ use std::time::Duration;
 
 use envoy_types::pb::envoy::config::route::v3 as route;
 use envoy_types::pb::envoy::extensions::filters::http::local_ratelimit::v3 as ratelimit;
+use envoy_types::pb::envoy::extensions::filters::http::rbac::v3::RbacPerRoute;
 use envoy_types::pb::envoy::r#type::v3::{HttpStatus, TokenBucket};
 use envoy_types::pb::google::protobuf::Any;
 use outrigger_xds_proto::policy::v1::{ClusterPolicy, RoutePolicy};
 
 use super::at::{At, at};
-use super::header;
 use super::read::runtime_fraction_ppm;
-use crate::config::{LocalRateLimit, RetryOn, RetryPolicy, TokenBucketConfig};
+use super::{access, header};
+use crate::config::{AccessOverride, LocalRateLimit, RetryOn, RetryPolicy, TokenBucketConfig};
 
 const RATE_LIMIT_FILTER: &str = "envoy.filters.http.local_ratelimit";
 const TOO_MANY_REQUESTS: u16 = 429;
@@ -25,8 +26,17 @@ const DEFAULT_ENDPOINT_ATTEMPTS: u32 = 5;
 /// What a virtual host, a route or a weighted cluster says to single filters.
 #[derive(Default)]
 pub(super) struct FilterOverrides {
+    pub(super) access: Vec<AccessOverride>,
     pub(super) rate_limit: Option<Arc<LocalRateLimit>>,
     pub(super) retry_non_idempotent: Option<bool>,
+}
+
+impl FilterOverrides {
+    /// What is said about who may call, here or else on the level above.
+    pub(super) fn access_over(&self, above: &[AccessOverride]) -> Vec<AccessOverride> {
+        let inherited = above.iter().filter(|one| !self.access.iter().any(|own| own.filter == one.filter));
+        self.access.iter().chain(inherited).cloned().collect()
+    }
 }
 
 /// Reads `typed_per_filter_config`. Settings for filters that are not served are ignored: such a filter is in no chain,
@@ -35,28 +45,32 @@ pub(super) fn overrides(at: At<'_, HashMap<String, Any>>, place: &str) -> Filter
     let mut found = FilterOverrides::default();
     for (filter, any) in at.entries() {
         if !any.is::<route::FilterConfig>() {
-            override_one(&any, place, &mut found);
+            override_one((filter, &any), place, &mut found);
             continue;
         }
         let Some(config) = any.unpack::<route::FilterConfig>() else { continue };
         let config = any.with(&config);
         if config.value.disabled {
+            found.access.push(AccessOverride { filter: filter.into(), rules: None });
             if filter == RATE_LIMIT_FILTER {
                 found.rate_limit = Some(Arc::new(no_limit(place)));
             }
         } else if let Some(any) = at!(config.config).set() {
-            override_one(&any, place, &mut found);
+            override_one((filter, &any), place, &mut found);
         }
     }
     found
 }
 
-fn override_one(any: &At<'_, Any>, place: &str, found: &mut FilterOverrides) {
+fn override_one((filter, any): (&str, &At<'_, Any>), place: &str, found: &mut FilterOverrides) {
     if any.is::<ratelimit::LocalRateLimit>() {
         if let Some(limit) = any.unpack::<ratelimit::LocalRateLimit>() {
             let limit = local_rate_limit(any.with(&limit), place);
             found.rate_limit = Some(Arc::new(limit.unwrap_or_else(|| no_limit(place))));
         }
+    } else if any.is::<RbacPerRoute>() {
+        let rules = any.unpack::<RbacPerRoute>().and_then(|rbac| access::of_route(any.with(&rbac)));
+        found.access.extend(rules.map(|rules| AccessOverride { filter: filter.into(), rules }));
     } else if any.is::<RoutePolicy>() {
         found.retry_non_idempotent = any.unpack::<RoutePolicy>().and_then(|policy| policy.retry_non_idempotent);
     } else {

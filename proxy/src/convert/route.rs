@@ -8,7 +8,7 @@ use envoy_types::pb::envoy::config::route::v3 as proto;
 use super::at::{At, at};
 use super::rejection::{Converted, ResourceKind};
 use super::{header, policy, route_action, route_match};
-use crate::config::{RetryPolicy, Route, RouteTable, VirtualHost};
+use crate::config::{AccessOverride, RetryPolicy, Route, RouteTable, VirtualHost};
 
 /// Converts an encoded RouteConfiguration.
 pub fn route_table(encoded: &[u8]) -> Converted<RouteTable> {
@@ -28,10 +28,11 @@ pub(super) fn table(table: At<'_, proto::RouteConfiguration>, name: &str) -> Opt
     if let Some(vhds) = at!(table.vhds).set() {
         vhds.refuse("virtual hosts on demand are not served");
     }
-    policy::overrides(at!(table.typed_per_filter_config), name);
+    let overrides = policy::overrides(at!(table.typed_per_filter_config), name);
     let mut domains = HashMap::new();
     let hosts = at!(table.virtual_hosts);
-    let virtual_hosts = hosts.each().filter_map(|host| virtual_host(&host, name, &mut domains)).collect();
+    let virtual_hosts =
+        hosts.each().filter_map(|host| virtual_host(&host, (name, &overrides.access), &mut domains)).collect();
     Some(RouteTable {
         name: name.into(),
         virtual_hosts,
@@ -43,7 +44,7 @@ pub(super) fn table(table: At<'_, proto::RouteConfiguration>, name: &str) -> Opt
 
 fn virtual_host(
     host: &At<'_, proto::VirtualHost>,
-    table: &str,
+    (table, above): (&str, &[AccessOverride]),
     taken: &mut HashMap<String, String>,
 ) -> Option<VirtualHost> {
     let host = *host;
@@ -73,7 +74,9 @@ fn virtual_host(
     let place = format!("{table}/{shown}");
     let overrides = policy::overrides(at!(host.typed_per_filter_config), &place);
     let retry = at!(host.retry_policy).set().and_then(|retry| policy::retry_policy(retry, false));
+    let access = overrides.access_over(above);
     let defaults = RouteDefaults {
+        access: &access,
         place: &place,
         host: &shown,
         retry: retry.as_ref(),
@@ -106,6 +109,7 @@ fn read_domain(domain: &At<'_, String>) -> Option<String> {
 
 /// What a route takes from its virtual host.
 pub(super) struct RouteDefaults<'a> {
+    access: &'a [AccessOverride],
     place: &'a str,
     host: &'a str,
     pub(super) retry: Option<&'a RetryPolicy>,
@@ -130,6 +134,7 @@ fn route(route: &At<'_, proto::Route>, index: usize, defaults: &RouteDefaults<'_
         name: name?.into(),
         matches: matches?,
         action: action?,
+        access: overrides.access_over(defaults.access),
         rate_limit: overrides.rate_limit,
         request_edits: header::edits(at!(route.request_headers_to_add), at!(route.request_headers_to_remove)),
         response_edits: header::edits(at!(route.response_headers_to_add), at!(route.response_headers_to_remove)),

@@ -150,6 +150,9 @@ fn weights(weighted: &At<'_, proto::WeightedCluster>) -> Option<ClusterTarget> {
             choice.with(rewrite).refuse("host_rewrite_literal is not served here; set it on the route");
         }
         let overrides = policy::overrides(at!(choice.typed_per_filter_config), "");
+        if overrides.access.iter().any(|one| one.rules.is_some()) {
+            at!(choice.typed_per_filter_config).refuse("RBAC by cluster is not served; set it on the route");
+        }
         if overrides.rate_limit.is_some() {
             at!(choice.typed_per_filter_config)
                 .refuse("a limit on one weighted cluster is not served; set it on the route");

@@ -78,7 +78,7 @@ fn grpc_match() -> HeaderMatch {
     HeaderMatch { name: "content-type".into(), test: HeaderTest::Grpc, invert: false, missing_as_empty: false }
 }
 
-fn header_match(given: &At<'_, proto::HeaderMatcher>) -> Option<HeaderMatch> {
+pub(super) fn header_match(given: &At<'_, proto::HeaderMatcher>) -> Option<HeaderMatch> {
     let given = *given;
     let name = header::matched_name(at!(given.name));
     let text =

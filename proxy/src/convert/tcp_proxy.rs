@@ -26,6 +26,7 @@ pub(super) fn tcp_proxy(tcp: At<'_, proto::TcpProxy>) -> Option<TcpConnectionCon
         life.refuse(format_args!("{span:?} is below {SHORTEST_LIFE:?}"));
     }
     Some(TcpConnectionConfig {
+        access: Vec::new(),
         stat_prefix: stat_prefix?.into(),
         clusters: clusters?,
         idle_timeout: at!(tcp.idle_timeout).limit(Some(IDLE_TIMEOUT)),

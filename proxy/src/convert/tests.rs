@@ -1120,3 +1120,100 @@ fn what_our_own_control_plane_compiles_is_taken_whole() {
 fn outcome<T>(converted: Converted<T>) -> (Option<String>, Vec<String>) {
     (converted.result.err().map(|rejection| rejection.to_string()), converted.ignored)
 }
+
+/// What RBAC may not ask for is refused at its place, never left out: with fewer conditions more calls would be allowed.
+#[test]
+fn rbac_that_is_not_served_is_refused_by_its_field() {
+    const RBAC: &str = "type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC";
+    const NETWORK: &str = "type.googleapis.com/envoy.extensions.filters.network.rbac.v3.RBAC";
+    let any = json!({ "any": true });
+    let policy = |permission: &Value, principal: &Value| json!({ "rules": { "policies": { "p": { "permissions": [permission], "principals": [principal] } } } });
+    let permission = |asked: Value| policy(&asked, &any);
+    let principal = |asked: Value| policy(&any, &asked);
+    let deep = (0..20).fold(any.clone(), |inner, _| json!({ "not_rule": inner }));
+    let cases = [
+        (permission(json!({ "metadata": { "filter": "f" } })), "permissions[0]: asks for what is not served"),
+        (
+            permission(json!({ "requested_server_name": { "exact": "a" } })),
+            "permissions[0]: asks for what is not served",
+        ),
+        (permission(json!({})), "permissions[0]: asks nothing"),
+        (permission(json!({ "any": false })), "permissions[0].any: false is not true"),
+        (
+            permission(json!({ "destination_port": 70_000 })),
+            "permissions[0].destination_port: 70000 is not in 0..=65535",
+        ),
+        (
+            permission(json!({ "destination_port_range": { "start": 8, "end": 8 } })),
+            "destination_port_range: 8..8 is empty",
+        ),
+        (permission(json!({ "or_rules": { "rules": [] } })), "permissions[0].or_rules.rules: is empty"),
+        (permission(json!({ "url_path": {} })), "permissions[0].url_path: has no path"),
+        (permission(deep), "nests more than 16 deep"),
+        (principal(json!({ "metadata": { "filter": "f" } })), "principals[0]: asks for what is not served"),
+        (
+            principal(json!({ "remote_ip": { "address_prefix": "10.0.0.300" } })),
+            "remote_ip.address_prefix: \"10.0.0.300\" is not",
+        ),
+        (
+            principal(json!({ "source_ip": { "address_prefix": "10.0.0.0", "prefix_len": 33 } })),
+            "prefix_len: 33 is not in 0..=32",
+        ),
+        (json!({ "rules": { "policies": { "p": { "permissions": [any] } } } }), "principals: is empty"),
+        (
+            json!({ "rules": { "policies": { "p": { "permissions": [any], "principals": [any], "condition": {} } } } }),
+            "condition: conditions in CEL",
+        ),
+        (json!({ "matcher": {} }), "matcher: a matcher tree is not served"),
+    ];
+    for (over, text) in &cases {
+        let filter = json!({ "name": "rbac", "typed_config": with(json!({ "@type": RBAC }), over) });
+        let listener = base_listener(&hcm(&json!({ "http_filters": [filter, router()] })));
+        all_refused(read_listener, &listener, &[(json!({}), text)]);
+        let filter =
+            json!({ "name": "rbac", "typed_config": with(json!({ "@type": NETWORK, "stat_prefix": "s" }), over) });
+        let listener = with(
+            base_listener(&json!(null)),
+            &json!({ "filter_chains": [{ "filters": [
+            filter, { "name": "tcp", "typed_config": tcp_proxy(&json!({})) }] }] }),
+        );
+        if !text.contains("url_path") {
+            all_refused(read_listener, &listener, &[(json!({}), text)]);
+        }
+    }
+}
+
+#[test]
+fn rbac_is_refused_where_it_could_not_be_asked() {
+    const RBAC: &str = "type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC";
+    const NETWORK: &str = "type.googleapis.com/envoy.extensions.filters.network.rbac.v3.RBAC";
+    let any = json!({ "any": true });
+    let network = |permission: Value| {
+        let typed = with(
+            json!({ "@type": NETWORK, "stat_prefix": "s" }),
+            &json!({ "rules": { "policies": { "p": { "permissions": [permission], "principals": [any] } } } }),
+        );
+        json!({ "name": "rbac", "typed_config": typed })
+    };
+    let chain =
+        |filters: Value| with(base_listener(&json!(null)), &json!({ "filter_chains": [{ "filters": filters }] }));
+    let tcp = json!({ "name": "tcp", "typed_config": tcp_proxy(&json!({})) });
+    let path = json!({ "url_path": { "path": { "exact": "/" } } });
+    let header = json!({ "header": { "name": "a", "present_match": true } });
+    for (filters, text) in [
+        (json!([network(path), tcp]), "url_path: an opaque connection has none"),
+        (json!([network(header), tcp]), "header: an opaque connection has none"),
+        (
+            json!([network(any.clone()), { "name": "hcm", "typed_config": hcm(&json!({})) }]),
+            "network RBAC filter in front of HTTP",
+        ),
+    ] {
+        all_refused(read_listener, &chain(filters), &[(json!({}), text)]);
+    }
+    let disabled = json!({ "name": "rbac", "disabled": true, "typed_config": { "@type": RBAC } });
+    all_refused(
+        read_listener,
+        &base_listener(&hcm(&json!({ "http_filters": [disabled, router()] }))),
+        &[(json!({}), "disabled: a disabled RBAC filter is not served")],
+    );
+}

@@ -111,7 +111,7 @@ impl GrpcCode {
             Kind::HeadTimeout | Kind::RequestTimeout | Kind::RouteTimeout | Kind::CallTimeout | Kind::StreamOverAge => {
                 Self::DeadlineExceeded
             }
-            Kind::UpgradeRefused => Self::PermissionDenied,
+            Kind::AccessDenied | Kind::UpgradeRefused => Self::PermissionDenied,
             Kind::Gone | Kind::RelayGone => Self::Cancelled,
             Kind::NoCluster
             | Kind::NoRouteTable

@@ -1,6 +1,6 @@
 //! Who is served: a connection of HTTP/1, or one stream of HTTP/2.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -26,14 +26,23 @@ use crate::stats::ListenerCell;
 use crate::upstream::Ends;
 use crate::worker::Worker;
 
+/// The ends of a connection.
+#[derive(Debug)]
+pub(super) struct Reached {
+    /// Where it was made to.
+    pub(super) destination: SocketAddr,
+    /// The other end of its socket, whatever a PROXY header said.
+    pub(super) direct: IpAddr,
+}
+
 /// What serves the requests of one client, one after the other.
 #[derive(Debug)]
 pub(super) struct Downstream {
     pub(super) worker: Rc<Worker>,
     pub(super) chain: Rc<ChainId>,
     pub(super) peer: SocketAddr,
-    /// Where its connection was made to; `None`: where the socket says.
-    pub(super) destination: Option<Rc<SocketAddr>>,
+    /// The ends of its connection; `None`: what the socket says.
+    pub(super) reached: Option<Rc<Reached>>,
     pub(super) cell: Arc<ListenerCell>,
     pub(super) client: Client,
     /// Of the answer in hand; an empty one while idle.
@@ -102,13 +111,13 @@ pub(super) enum After {
 
 impl Downstream {
     pub(super) fn new(worker: Rc<Worker>, chain: Rc<ChainId>, peer: SocketAddr, client: Client) -> Self {
-        let destination = None;
+        let reached = None;
         let cell = worker.listener_cell(&chain.listener);
         Self {
             worker,
             chain,
             peer,
-            destination,
+            reached,
             cell,
             client,
             response_table: ResponseTable::default(),
@@ -116,20 +125,29 @@ impl Downstream {
         }
     }
 
-    /// Where its connection was made to.
-    pub(super) fn made_to(mut self, destination: Option<Rc<SocketAddr>>) -> Self {
-        self.destination = destination;
+    /// What its connection's ends are, where the socket does not say it all.
+    pub(super) fn reached(mut self, reached: Option<Rc<Reached>>) -> Self {
+        self.reached = reached;
         self
     }
 
     /// Where its connection comes from and was made to.
     pub(super) fn ends(&self) -> Ends {
-        let destination = match (&self.destination, &self.client) {
-            (Some(destination), _) => **destination,
+        let destination = match (&self.reached, &self.client) {
+            (Some(reached), _) => reached.destination,
             (None, Client::Http1(connection)) => connection.stream.local_addr(),
             (None, Client::Http2(_)) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
         };
         Ends { source: self.peer, destination }
+    }
+
+    /// The other end of its socket, whatever a PROXY header said.
+    pub(super) fn direct(&self) -> IpAddr {
+        match (&self.reached, &self.client) {
+            (Some(reached), _) => reached.direct,
+            (None, Client::Http1(connection)) => connection.stream.peer_addr().ip(),
+            (None, Client::Http2(_)) => self.peer.ip(),
+        }
     }
 
     /// True when the client's connection has served its time.

@@ -143,7 +143,10 @@ impl Downstream {
         let authority = if ignores_port { split_port(head.authority()).0 } else { head.authority() };
         let request = HeadView { head, scheme: respond::scheme(http, head), authority, path };
         let Found::Route { host, host_index, route, route_index } = routes.index.find(&request, &worker.chance) else {
-            return self.refuse_unmatched(unrouted(Kind::NoRoute, head, http), &answering).await;
+            // Who may not call is not told what there is.
+            let denied = self.authorize(http, &request, &[]).err();
+            let fault = denied.unwrap_or_else(|| Fault::new(unrouted(Kind::NoRoute, head, http)));
+            return self.refuse_unrouted(&fault, &answering).await;
         };
         let Some(live) = routes.live(&worker, host_index, route_index) else {
             return self.refuse_unmatched(Kind::Internal, &answering).await;
@@ -167,11 +170,18 @@ impl Downstream {
     }
 
     async fn refuse_unmatched(&mut self, kind: Kind, answering: &Answering<'_>) -> After {
-        self.cell.faults.add_one(kind);
-        self.answer(respond::refusal(&Fault::new(kind), answering)).await
+        self.refuse_unrouted(&Fault::new(kind), answering).await
+    }
+
+    async fn refuse_unrouted(&mut self, fault: &Fault, answering: &Answering<'_>) -> After {
+        self.cell.faults.add_one(fault.kind);
+        self.answer(respond::refusal(fault, answering)).await
     }
 
     async fn act(&mut self, matched: &Matched<'_>, answering: &Answering<'_>) -> Outcome {
+        if let Err(fault) = self.authorize(matched.http, &matched.request, &matched.route.access) {
+            return self.refuse_matched(fault, matched, answering).await;
+        }
         if !is_upgrade_granted(matched) {
             return self.refuse_matched(Fault::new(Kind::UpgradeRefused), matched, answering).await;
         }

@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 
 use outrigger_reactor::{Buf, TcpStream, nest, now, timeout};
 
-use super::downstream::{After, Client, Connection, Downstream, Open};
+use super::downstream::{After, Client, Connection, Downstream, Open, Reached};
 use super::head::HttpVersion;
 use super::http2_server;
 use super::inlet::{HeadFault, Inlet};
@@ -73,12 +73,13 @@ pub fn serve(
     (peer, destination): (SocketAddr, Option<SocketAddr>),
 ) -> impl Future<Output = ()> + use<> {
     let watch = worker.drain.watch();
+    let direct = stream.peer_addr().ip();
     let open = Open::new(worker.listener_cell(&chain.listener));
     let connection =
         Connection { stream, inlet: Inlet::default(), workspace: None, watch, served: 0, opened: now(), open };
     // Built before the task is: what is passed to an async function stands in it twice.
-    let mut downstream =
-        Downstream::new(worker, chain, peer, Client::Http1(connection)).made_to(destination.map(Rc::new));
+    let mut downstream = Downstream::new(worker, chain, peer, Client::Http1(connection))
+        .reached(destination.map(|destination| Rc::new(Reached { destination, direct })));
     async move {
         if downstream.serve_requests().await == Next::Http2
             && let Some(serving) = nest(http2_server::begin(downstream)).await

@@ -26,7 +26,7 @@ use h2::{Reason, RecvStream};
 use http::Request;
 use outrigger_reactor::{Sleep, nest, now, sleep_until, spawn, timeout};
 
-use super::downstream::{After, Client, Connection, Downstream, Stream};
+use super::downstream::{After, Client, Connection, Downstream, Reached, Stream};
 use crate::config::{ChainId, HttpConnectionConfig};
 use crate::drain::Watch;
 use crate::http2::{self, Chunk, Guard, Io, IoState, Keepalive};
@@ -88,12 +88,13 @@ impl Drop for Active {
 /// Begins to serve a connection whose first bytes are the preface. Gives what serves it on: small, and without what only the
 /// beginning needs.
 pub(super) async fn begin(downstream: Downstream) -> Option<impl Future<Output = ()>> {
-    let Downstream { worker, chain, peer, destination, client: Client::Http1(connection), .. } = downstream else {
+    let Downstream { worker, chain, peer, reached, client: Client::Http1(connection), .. } = downstream else {
         return None;
     };
     let http = worker.view().http(&chain)?;
     let Connection { stream, inlet, watch, opened, open, .. } = connection;
-    let destination = Some(destination.unwrap_or_else(|| Rc::new(stream.local_addr())));
+    let of_socket = || Reached { destination: stream.local_addr(), direct: stream.peer_addr().ip() };
+    let reached = Some(reached.unwrap_or_else(|| Rc::new(of_socket())));
     let io = Io::new(stream, inlet.input, Guard::of_client());
     let state = io.state();
     let shaking = http2::server(&http.http2, http.max_head_bytes).handshake(io);
@@ -102,7 +103,7 @@ pub(super) async fn begin(downstream: Downstream) -> Option<impl Future<Output =
     let mut serving = Serving::new((framed, state), &worker, watch, &http, opened);
     Some(nest(async move {
         while let Some(stream) = poll_fn(|cx| serving.poll_next(cx)).await {
-            serving.spawn_exchange(stream, &chain, (peer, &destination));
+            serving.spawn_exchange(stream, &chain, (peer, &reached));
         }
         serving.close().await;
         drop(open);
@@ -141,12 +142,12 @@ impl Serving {
         &self,
         (request, respond): Accepted,
         chain: &Rc<ChainId>,
-        (peer, destination): (SocketAddr, &Option<Rc<SocketAddr>>),
+        (peer, reached): (SocketAddr, &Option<Rc<Reached>>),
     ) {
         let active = Active::begin(&self.streams);
         let (parts, recv) = request.into_parts();
         let client = Client::Http2(Stream { recv, respond, send: None });
-        let mut one = Downstream::new(self.worker.clone(), chain.clone(), peer, client).made_to(destination.clone());
+        let mut one = Downstream::new(self.worker.clone(), chain.clone(), peer, client).reached(reached.clone());
         let began = now();
         spawn(async move {
             let after = nest(one.exchange_stream(parts, began)).await;

@@ -15,6 +15,7 @@
 //!
 //! **Source.** RFC 9110, RFC 9112, RFC 9113.
 
+mod access;
 mod answer;
 mod attempt;
 mod body;

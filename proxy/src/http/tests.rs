@@ -44,6 +44,7 @@ fn read_message(socket: &mut TcpStream) -> String {
 
 fn route(prefix: &str, cluster: &str) -> Arc<Route> {
     Arc::new(Route {
+        access: Vec::new(),
         name: cluster.into(),
         matches: RouteMatch {
             path: PathMatch::Prefix(prefix.into()),

@@ -228,6 +228,14 @@ fn collect_listeners(registry: &Registry, samples: &mut Samples, answered: &mut 
         samples.count(Metric::ListenerHanded, &labels, sum(|cell| &cell.handed));
         samples.count(Metric::ListenerHeartbeats, &labels, sum(|cell| &cell.heartbeats));
         samples.count(Metric::ListenerServerFirst, &labels, sum(|cell| &cell.server_first));
+        for (verdict, count) in [
+            ("allowed", sum(|cell| &cell.access.allowed)),
+            ("denied", sum(|cell| &cell.access.denied)),
+            ("shadow_allowed", sum(|cell| &cell.access.shadow_allowed)),
+            ("shadow_denied", sum(|cell| &cell.access.shadow_denied)),
+        ] {
+            samples.with(Metric::ListenerAccess, &labels, verdict, count);
+        }
         for (at, detected) in Detected::ALL.iter().enumerate() {
             let count = cells.iter().map(|cell| cell.detected[at].value()).sum();
             samples.with(Metric::ListenerDetected, &labels, detected.label(), count);

@@ -185,6 +185,7 @@ mod tests {
 
     fn table(target: &str) -> Arc<RouteTable> {
         let route = Route {
+            access: Vec::new(),
             name: "r".into(),
             matches: RouteMatch {
                 path: PathMatch::Prefix("/".into()),

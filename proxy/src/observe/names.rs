@@ -123,6 +123,7 @@ metrics! {
     ListenerFaults         Counter Count "outrigger_listener_faults_total" [Listener Side Stage Kind] "Faults answered before a route was known, and closes without an answer.";
     ListenerReceived       Counter Bytes "outrigger_listener_received_bytes_total" [Listener] "Bytes received from downstream on opaque connections.";
     ListenerDetected       Counter Count "outrigger_listener_detections_total" [Listener Verdict] "Connections whose first bytes were waited for to choose a filter chain, by what they were.";
+    ListenerAccess         Counter Count "outrigger_listener_access_total" [Listener Verdict] "Requests and opaque connections that RBAC was asked about, by what each filter said; shadows only count.";
     ListenerProxyHeaders   Counter Count "outrigger_listener_proxy_headers_total" [Listener] "PROXY headers taken off.";
     ListenerServerFirst    Counter Count "outrigger_listener_server_first_total" [Listener] "Destinations found to have a server that speaks first: their next connections are not waited for.";
     ListenerHanded         Counter Count "outrigger_listener_handed_connections_total" [Listener] "Connections handed to the listener that has their original destination for its address.";

@@ -35,7 +35,7 @@ fn path_matches(route: &RouteMatch, request: &impl RequestView) -> bool {
     }
 }
 
-fn header_matches(header: &HeaderMatch, request: &impl RequestView) -> bool {
+pub(super) fn header_matches(header: &HeaderMatch, request: &(impl RequestView + ?Sized)) -> bool {
     let value = header_value(&header.name, request);
     if let HeaderTest::Present(expected) = header.test {
         let present = value.is_some() || header.missing_as_empty;
@@ -60,7 +60,7 @@ fn header_matches(header: &HeaderMatch, request: &impl RequestView) -> bool {
 }
 
 /// The value under test; several lines are joined by `,`.
-fn header_value<'r>(name: &str, request: &'r impl RequestView) -> Option<Cow<'r, [u8]>> {
+fn header_value<'r>(name: &str, request: &'r (impl RequestView + ?Sized)) -> Option<Cow<'r, [u8]>> {
     match name {
         ":method" => return Some(Cow::Borrowed(request.method())),
         ":scheme" => return Some(Cow::Borrowed(request.scheme())),

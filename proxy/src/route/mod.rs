@@ -11,6 +11,7 @@
 //!
 //! **Tests.** [`Index`] against [`find`] on random tables and requests.
 
+mod access;
 mod action;
 mod hash;
 mod host;
@@ -19,6 +20,7 @@ mod matching;
 mod trie;
 mod view;
 
+pub use access::{Access, Caller, decide};
 pub use action::{Chosen, choose_cluster, rewrite_path, write_location};
 pub use hash::{Hashed, hash};
 pub use index::Index;

@@ -69,6 +69,7 @@ fn matching(path: PathMatch) -> RouteMatch {
 
 fn route(name: &str, matches: RouteMatch) -> Arc<Route> {
     Arc::new(Route {
+        access: Vec::new(),
         name: name.into(),
         matches,
         action: RouteAction::Direct(DirectResponse { status: 200, body: Arc::from(&b""[..]) }),

@@ -155,9 +155,24 @@ pub struct EndpointCell {
     pub ejected_until_ms: AtomicU64,
 }
 
+/// What became of calls and connections that RBAC was asked about, one count a filter.
+#[derive(Debug, Default)]
+pub struct AccessCounters {
+    /// Let through.
+    pub allowed: Counter,
+    /// Refused.
+    pub denied: Counter,
+    /// A shadow would have let it through.
+    pub shadow_allowed: Counter,
+    /// A shadow would have refused it.
+    pub shadow_denied: Counter,
+}
+
 /// One worker's counts of one listener.
 #[derive(Debug, Default)]
 pub struct ListenerCell {
+    /// What became of calls that RBAC was asked about.
+    pub access: AccessCounters,
     /// Connections accepted.
     pub accepted: Counter,
     /// Connections open.

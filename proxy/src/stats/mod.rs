@@ -13,7 +13,7 @@ mod cells;
 mod histogram;
 mod methods;
 
-pub use cells::{ClusterCell, Detected, EndpointCell, ListenerCell, RouteCell, SuppressReason};
+pub use cells::{AccessCounters, ClusterCell, Detected, EndpointCell, ListenerCell, RouteCell, SuppressReason};
 pub use histogram::{Histogram, HistogramReport, SparseReport};
 pub use methods::{Call, METHODS_MAX, MethodCell, MethodKey, MethodTable};
 

@@ -13,10 +13,11 @@ use super::clock::Clock;
 use super::relay::Relay;
 use crate::balance::{Draw, hash_of};
 use crate::chance::Chance;
-use crate::config::{ClusterShare, ListenerName, TcpConnectionConfig};
+use crate::config::{AccessFilter, ClusterShare, ListenerName, TcpConnectionConfig};
 use crate::drain::Watch;
 use crate::fault::{Fault, Kind, Side};
 use crate::policy::Verdict;
+use crate::route::{Access, Caller, decide};
 use crate::stats::ListenerCell;
 use crate::upstream::{Connection, Ends};
 use crate::worker::{Cluster, FirstWord, InFlight, View, Worker};
@@ -112,6 +113,7 @@ impl Downstream {
     }
 
     async fn try_connect(&self, view: &Rc<View>, settings: &TcpConnectionConfig) -> Result<Connected, Fault> {
+        self.authorize(&settings.access)?;
         let worker = &*self.worker;
         let share = choose(&settings.clusters, &worker.chance);
         let name = share.map(|share| Arc::from(share.cluster.as_str())).unwrap_or_default();
@@ -135,6 +137,32 @@ impl Downstream {
             }
         }
         Err(Fault::new(failed).with_cluster(cluster.name().clone()))
+    }
+
+    /// Asks every filter in order; the first that refuses decides. What is asked of a connection never changes, so it is
+    /// asked as it is accepted, whatever `enforcement_type` says.
+    fn authorize(&self, filters: &[AccessFilter]) -> Result<(), Fault> {
+        let Ends { source, destination } = self.ends();
+        let direct = self.stream.peer_addr().ip();
+        let caller = Caller { direct, source: source.ip(), remote: source.ip(), destination };
+        let counts = &self.open.cell.access;
+        for AccessFilter { rules, .. } in filters {
+            if let Some(shadow) = &rules.shadow {
+                let is_denied = matches!(decide(shadow, &caller, None), Access::Denied(_));
+                if is_denied { &counts.shadow_denied } else { &counts.shadow_allowed }.add_one();
+            }
+            let Some(enforced) = &rules.enforced else { continue };
+            if let Access::Denied(policy) = decide(enforced, &caller, None) {
+                counts.denied.add_one();
+                let fault = Fault::new(Kind::AccessDenied);
+                return Err(match policy {
+                    Some(policy) => fault.with_rule(policy.clone()),
+                    None => fault,
+                });
+            }
+            counts.allowed.add_one();
+        }
+        Ok(())
     }
 
     /// The cluster itself, or, where its endpoints are original destinations, what it has for this connection's.

@@ -33,6 +33,7 @@ macro_rules! on_both_drivers {
     };
 }
 
+mod access;
 mod attacks;
 mod balancing;
 mod capture;

@@ -16,7 +16,10 @@ pub const IDLE_TYPES: &[&str] = &[
 
 const HCM: &str = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
 const HTTP_INSPECTOR: &str = "envoy.extensions.filters.listener.http_inspector.v3.HttpInspector";
+const HTTP_RBAC: &str = "envoy.extensions.filters.http.rbac.v3.RBAC";
+const HTTP_RBAC_ROUTE: &str = "envoy.extensions.filters.http.rbac.v3.RBACPerRoute";
 const LOCAL_RATE_LIMIT: &str = "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit";
+const NETWORK_RBAC: &str = "envoy.extensions.filters.network.rbac.v3.RBAC";
 const ORIGINAL_DST: &str = "envoy.extensions.filters.listener.original_dst.v3.OriginalDst";
 const PROXY_PROTOCOL: &str = "envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol";
 const ROUTE_POLICY: &str = "outrigger.policy.v1.RoutePolicy";
@@ -24,7 +27,8 @@ const TCP_PROXY: &str = "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy"
 const TLS_INSPECTOR: &str = "envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector";
 
 /// What a virtual host, route or weighted cluster may set for a filter.
-const PER_FILTER: Rule = CarryOrIgnore(&["envoy.config.route.v3.FilterConfig", LOCAL_RATE_LIMIT, ROUTE_POLICY]);
+const PER_FILTER: Rule =
+    CarryOrIgnore(&["envoy.config.route.v3.FilterConfig", HTTP_RBAC_ROUTE, LOCAL_RATE_LIMIT, ROUTE_POLICY]);
 
 const BOUNDED: Rule = Refuse("bounded loads are not served; requests would go elsewhere without them");
 const CONDITION: Rule = Refuse("this condition is not served; without it more requests would match");
@@ -343,7 +347,7 @@ pub static TABLE: &[Row] = &[
     row(
         "envoy.config.listener.v3.Filter",
         WEAKER,
-        &[("config_discovery", ECDS), ("name", Serve), ("typed_config", Carry(&[HCM, TCP_PROXY]))],
+        &[("config_discovery", ECDS), ("name", Serve), ("typed_config", Carry(&[HCM, NETWORK_RBAC, TCP_PROXY]))],
     ),
     row(
         "envoy.config.listener.v3.FilterChain",
@@ -407,6 +411,42 @@ pub static TABLE: &[Row] = &[
     whole("envoy.config.listener.v3.ListenerFilterChainMatchPredicate"),
     whole("envoy.config.listener.v3.ListenerFilterChainMatchPredicate.MatchSet"),
     row(
+        "envoy.config.rbac.v3.Permission",
+        CONDITION,
+        &[
+            ("and_rules", Serve),
+            ("any", Serve),
+            ("destination_ip", Serve),
+            ("destination_port", Serve),
+            ("destination_port_range", Serve),
+            ("header", Serve),
+            ("not_rule", Serve),
+            ("or_rules", Serve),
+            ("url_path", Serve),
+        ],
+    ),
+    row("envoy.config.rbac.v3.Permission.Set", CONDITION, &[("rules", Serve)]),
+    row("envoy.config.rbac.v3.Policy", CONDITION, &[("permissions", Serve), ("principals", Serve)]),
+    row(
+        "envoy.config.rbac.v3.Principal",
+        CONDITION,
+        &[
+            ("and_ids", Serve),
+            ("any", Serve),
+            ("authenticated", Serve),
+            ("direct_remote_ip", Serve),
+            ("header", Serve),
+            ("not_id", Serve),
+            ("or_ids", Serve),
+            ("remote_ip", Serve),
+            ("source_ip", Serve),
+            ("url_path", Serve),
+        ],
+    ),
+    row("envoy.config.rbac.v3.Principal.Authenticated", CONDITION, &[("principal_name", Serve)]),
+    row("envoy.config.rbac.v3.Principal.Set", CONDITION, &[("ids", Serve)]),
+    row("envoy.config.rbac.v3.RBAC", WEAKER, &[("action", Serve), ("policies", Serve)]),
+    row(
         "envoy.config.route.v3.DirectResponseAction",
         Refuse("is not served; use body"),
         &[("body", Serve), ("status", Serve)],
@@ -414,7 +454,11 @@ pub static TABLE: &[Row] = &[
     row(
         "envoy.config.route.v3.FilterConfig",
         WEAKER,
-        &[("config", Carry(&[LOCAL_RATE_LIMIT, ROUTE_POLICY])), ("disabled", Serve), ("is_optional", Serve)],
+        &[
+            ("config", Carry(&[HTTP_RBAC_ROUTE, LOCAL_RATE_LIMIT, ROUTE_POLICY])),
+            ("disabled", Serve),
+            ("is_optional", Serve),
+        ],
     ),
     row(
         "envoy.config.route.v3.HeaderMatcher",
@@ -655,6 +699,18 @@ pub static TABLE: &[Row] = &[
         ],
     ),
     row(
+        HTTP_RBAC,
+        WEAKER,
+        &[
+            ("rules", Serve),
+            ("rules_stat_prefix", Ignore),
+            ("shadow_rules", Serve),
+            ("shadow_rules_stat_prefix", Ignore),
+            ("track_per_rule_stats", Ignore),
+        ],
+    ),
+    row(HTTP_RBAC_ROUTE, WEAKER, &[("rbac", Serve)]),
+    row(
         "envoy.extensions.filters.http.router.v3.Router",
         Ignore,
         &[("upstream_http_filters", Refuse("is not served; use the cluster's HttpProtocolOptions.http_filters"))],
@@ -728,6 +784,7 @@ pub static TABLE: &[Row] = &[
                 Carry(&[
                     "envoy.extensions.filters.http.grpc_web.v3.GrpcWeb",
                     LOCAL_RATE_LIMIT,
+                    HTTP_RBAC,
                     "envoy.extensions.filters.http.router.v3.Router",
                     "envoy.extensions.filters.http.upstream_codec.v3.UpstreamCodec",
                 ]),
@@ -735,6 +792,18 @@ pub static TABLE: &[Row] = &[
         ],
     ),
     whole("envoy.extensions.filters.network.http_connection_manager.v3.Rds"),
+    row(
+        NETWORK_RBAC,
+        WEAKER,
+        &[
+            ("delay_deny", Ignore),
+            ("enforcement_type", Serve),
+            ("rules", Serve),
+            ("shadow_rules", Serve),
+            ("shadow_rules_stat_prefix", Ignore),
+            ("stat_prefix", Ignore),
+        ],
+    ),
     row(
         TCP_PROXY,
         Ignore,
@@ -817,6 +886,7 @@ pub static TABLE: &[Row] = &[
         Ignore,
         &[("http2_protocol_options", Serve), ("http_protocol_options", Serve)],
     ),
+    row("envoy.type.matcher.v3.PathMatcher", CONDITION, &[("path", Serve)]),
     row("envoy.type.matcher.v3.RegexMatchAndSubstitute", ELSEWHERE, &[("pattern", Serve), ("substitution", Serve)]),
     row("envoy.type.matcher.v3.RegexMatcher", CONDITION, &[("google_re2", Ignore), ("regex", Serve)]),
     row(

@@ -209,8 +209,8 @@ fn what_weakens_security_or_moves_traffic_is_refused() {
         ),
         (
             "http_filters:\n",
-            "http_filters:\n      - { name: rbac, typed_config: { \"@type\": type.googleapis.com/\
-             envoy.extensions.filters.http.rbac.v3.RBAC } }\n",
+            "http_filters:\n      - { name: authz, typed_config: { \"@type\": type.googleapis.com/\
+             envoy.extensions.filters.http.ext_authz.v3.ExtAuthz } }\n",
             format!("{FILTER}.http_filters[0].typed_config"),
         ),
     ] {
@@ -229,10 +229,10 @@ fn an_optional_or_idle_filter_is_ignored() {
             &format!("{{ name: f, {body} }}"),
         )
     };
-    let rbac = "typed_config: { \"@type\": type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC }";
-    assert_eq!(filter(rbac), [refused("typed_config")]);
-    assert_eq!(filter(&format!("is_optional: true, {rbac}")), [ignored("typed_config")]);
-    assert_eq!(filter(&format!("disabled: true, {rbac}")), [ignored("typed_config")]);
+    let authz = "typed_config: { \"@type\": type.googleapis.com/envoy.extensions.filters.http.ext_authz.v3.ExtAuthz }";
+    assert_eq!(filter(authz), [refused("typed_config")]);
+    assert_eq!(filter(&format!("is_optional: true, {authz}")), [ignored("typed_config")]);
+    assert_eq!(filter(&format!("disabled: true, {authz}")), [ignored("typed_config")]);
     let inspector = "{ name: i, typed_config: { \"@type\": type.googleapis.com/\
                      envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector } }";
     assert_eq!(find("envoy.config.listener.v3.ListenerFilter", inspector), []);

@@ -331,6 +331,20 @@ fn dns_cluster() -> ClusterConfig {
     }
 }
 
+fn retry_policy() -> RetryPolicy {
+    RetryPolicy {
+        on: RetryOn { any_5xx: true, connect_failure: true, ..RetryOn::default() },
+        retries: 2,
+        per_try_timeout: Some(Duration::from_millis(1500)),
+        status_codes: vec![503],
+        response_headers: vec!["x-again".into()],
+        backoff_base: Duration::from_millis(25),
+        backoff_max: Duration::from_millis(250),
+        endpoint_attempts: 5,
+        retry_non_idempotent: false,
+    }
+}
+
 fn route_table(limit: Arc<LocalRateLimit>) -> RouteTable {
     let edits =
         HeaderEdits { remove: vec!["x-debug".into()], add: vec![HeaderEdit::Overwrite("x-by".into(), "mesh".into())] };
@@ -350,17 +364,7 @@ fn route_table(limit: Arc<LocalRateLimit>) -> RouteTable {
         cluster_not_found_status: 503,
         timeout: Some(Duration::from_secs(15)),
         idle_timeout: None,
-        retry: Some(Arc::new(RetryPolicy {
-            on: RetryOn { any_5xx: true, connect_failure: true, ..RetryOn::default() },
-            retries: 2,
-            per_try_timeout: Some(Duration::from_millis(1500)),
-            status_codes: vec![503],
-            response_headers: vec!["x-again".into()],
-            backoff_base: Duration::from_millis(25),
-            backoff_max: Duration::from_millis(250),
-            endpoint_attempts: 5,
-            retry_non_idempotent: false,
-        })),
+        retry: Some(Arc::new(retry_policy())),
         path_rewrite: Some(PathRewrite::Regex {
             pattern: regex::bytes::Regex::new("^/v1/").unwrap(),
             with: "/".into(),
@@ -373,6 +377,7 @@ fn route_table(limit: Arc<LocalRateLimit>) -> RouteTable {
     };
     let route = |name: &str, path, action| {
         Arc::new(Route {
+            access: Vec::new(),
             name: name.into(),
             matches: RouteMatch {
                 path,
