@@ -81,9 +81,9 @@ pub enum Condition {
     Destination(AddressSet),
     /// The port that it was made to is in `first..=last`.
     DestinationPort {
-        /** The first port. */
+        /// The first port.
         first: u16,
-        /** The last port. */
+        /// The last port.
         last: u16,
     },
     /// The other end of the socket.

@@ -18,6 +18,8 @@ use super::route_match::header_match;
 use crate::config::{AccessAction, AccessPolicy, AccessRules, AddressSet, Condition, RuleSet, TextMatch};
 
 const MAX_NESTING: usize = 16;
+const NO_TREE: &str = "a matcher tree is not served; use rules or shadow_rules";
+const NO_CEL: &str = "conditions in CEL are not served; use permissions and principals";
 
 /// Where rules stand, which says what they may ask.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -28,27 +30,15 @@ enum Place {
 
 /// The HTTP filter.
 pub(super) fn of_requests(filter: At<'_, http::Rbac>) -> Option<AccessRules> {
-    for (is_set, at) in [
-        (filter.value.matcher.is_some(), at!(filter.matcher).with(&())),
-        (filter.value.shadow_matcher.is_some(), at!(filter.shadow_matcher).with(&())),
-    ] {
-        if is_set {
-            at.refuse("a matcher tree is not served; use rules or shadow_rules");
-        }
-    }
+    refuse_set(at!(filter.matcher), NO_TREE);
+    refuse_set(at!(filter.shadow_matcher), NO_TREE);
     rules((at!(filter.rules), at!(filter.shadow_rules)), Place::Request)
 }
 
 /// The network filter.
 pub(super) fn of_connections(filter: At<'_, network::Rbac>) -> Option<AccessRules> {
-    for (is_set, at) in [
-        (filter.value.matcher.is_some(), at!(filter.matcher).with(&())),
-        (filter.value.shadow_matcher.is_some(), at!(filter.shadow_matcher).with(&())),
-    ] {
-        if is_set {
-            at.refuse("a matcher tree is not served; use rules or shadow_rules");
-        }
-    }
+    refuse_set(at!(filter.matcher), NO_TREE);
+    refuse_set(at!(filter.shadow_matcher), NO_TREE);
     // What may be asked of a connection stays as it is while it lives: once is as good as always.
     at!(filter.enforcement_type).one_of::<network::rbac::EnforcementType>();
     rules((at!(filter.rules), at!(filter.shadow_rules)), Place::Connection)
@@ -59,6 +49,13 @@ pub(super) fn of_connections(filter: At<'_, network::Rbac>) -> Option<AccessRule
 pub(super) fn of_route(route: At<'_, http::RbacPerRoute>) -> Option<Option<AccessRules>> {
     let Some(filter) = at!(route.rbac).set() else { return Some(None) };
     of_requests(filter).map(Some)
+}
+
+/// What must not be there.
+fn refuse_set<T>(given: At<'_, Option<T>>, why: &str) {
+    if let Some(given) = given.set() {
+        given.refuse(why);
+    }
 }
 
 fn rules(
@@ -75,9 +72,7 @@ fn rules(
 
 fn rule_set(rules: At<'_, proto::Rbac>, place: Place) -> Option<RuleSet> {
     let action = at!(rules.action).one_of::<Action>();
-    if let Some(audit) = at!(rules.audit_logging_options).set() {
-        audit.refuse("audit loggers are not served");
-    }
+    refuse_set(at!(rules.audit_logging_options), "audit loggers are not served");
     let given = at!(rules.policies);
     let policies: Vec<_> = given.entries().filter_map(|(name, at)| policy(name, at, place)).collect();
     // A policy that cannot be read must not be left out: without it more calls might be allowed.
@@ -93,16 +88,9 @@ fn rule_set(rules: At<'_, proto::Rbac>, place: Place) -> Option<RuleSet> {
 }
 
 fn policy(name: &str, policy: At<'_, proto::Policy>, place: Place) -> Option<AccessPolicy> {
-    for (is_set, at) in [
-        (policy.value.condition.is_some(), at!(policy.condition).with(&())),
-        (policy.value.checked_condition.is_some(), at!(policy.checked_condition).with(&())),
-        (policy.value.cel_config.is_some(), at!(policy.cel_config).with(&())),
-    ] {
-        if is_set {
-            at.refuse("conditions in CEL are not served; use permissions and principals");
-            return None;
-        }
-    }
+    refuse_set(at!(policy.condition), NO_CEL);
+    refuse_set(at!(policy.checked_condition), NO_CEL);
+    refuse_set(at!(policy.cel_config), NO_CEL);
     let permissions = each(&at!(policy.permissions), |part| permission(part, place, 1));
     let principals = each(&at!(policy.principals), |part| principal(part, place, 1));
     Some(AccessPolicy { name: name.into(), permission: any_of(permissions?), principal: any_of(principals?) })
@@ -120,8 +108,6 @@ fn each<T>(parts: &At<'_, Vec<T>>, read: impl Fn(At<'_, T>) -> Option<Condition>
 
 /// One of the parts. Sets of the same address become one, so that thousands are looked up at once.
 fn any_of(parts: Vec<Condition>) -> Condition {
-    let (mut destinations, mut directs) = (AddressSet::default(), AddressSet::default());
-    let (mut remotes, mut sources) = (AddressSet::default(), AddressSet::default());
     let mut rest = Vec::new();
     let mut sets: [Vec<AddressSet>; 4] = Default::default();
     for part in parts {
@@ -133,16 +119,10 @@ fn any_of(parts: Vec<Condition>) -> Condition {
             other => rest.push(other),
         }
     }
-    for (whole, parts) in [&mut destinations, &mut directs, &mut remotes, &mut sources].into_iter().zip(sets) {
-        *whole = AddressSet::of_all(parts);
-    }
-    let joined = [
-        (Condition::Destination as fn(AddressSet) -> Condition, destinations),
-        (Condition::DirectRemote, directs),
-        (Condition::Remote, remotes),
-        (Condition::Source, sources),
-    ];
-    rest.extend(joined.into_iter().filter(|(_, set)| *set != AddressSet::default()).map(|(make, set)| make(set)));
+    let of: [fn(AddressSet) -> Condition; 4] =
+        [Condition::Destination, Condition::DirectRemote, Condition::Remote, Condition::Source];
+    let found = of.into_iter().zip(sets).filter(|(_, sets)| !sets.is_empty());
+    rest.extend(found.map(|(of, sets)| of(AddressSet::of_all(sets))));
     if rest.len() == 1 { rest.remove(0) } else { Condition::Any(rest) }
 }
 

@@ -8,9 +8,8 @@ use std::net::IpAddr;
 use super::downstream::Downstream;
 use super::head::HeadView;
 use crate::config::{AccessOverride, HttpConnectionConfig};
-use crate::fault::{Fault, Kind};
-use crate::route::{self, Access, Caller, RequestView};
-use crate::upstream::Ends;
+use crate::fault::Fault;
+use crate::route::{self, Caller, RequestView};
 
 impl Downstream {
     /// Asks every filter in order; the first that refuses decides.
@@ -23,32 +22,15 @@ impl Downstream {
         if http.access.is_empty() {
             return Ok(());
         }
-        let Ends { source, destination } = self.ends();
-        let peer = source.ip().to_canonical();
-        let caller = Caller { direct: self.direct(), source: peer, remote: client(http, request, peer), destination };
-        for filter in &http.access {
-            let rules = match overrides.iter().find(|one| one.filter == filter.name) {
-                None => &filter.rules,
-                Some(AccessOverride { rules: Some(rules), .. }) => rules,
-                Some(AccessOverride { rules: None, .. }) => continue,
-            };
-            if let Some(shadow) = &rules.shadow {
-                let verdict = route::decide(shadow, &caller, Some(request));
-                let denied = matches!(verdict, Access::Denied(_));
-                if denied { &self.cell.access.shadow_denied } else { &self.cell.access.shadow_allowed }.add_one();
-            }
-            let Some(enforced) = &rules.enforced else { continue };
-            if let Access::Denied(policy) = route::decide(enforced, &caller, Some(request)) {
-                self.cell.access.denied.add_one();
-                let fault = Fault::new(Kind::AccessDenied);
-                return Err(match policy {
-                    Some(policy) => fault.with_rule(policy.clone()),
-                    None => fault,
-                });
-            }
-            self.cell.access.allowed.add_one();
-        }
-        Ok(())
+        let (peer, reached) = (self.peer.ip().to_canonical(), self.reached_ends());
+        let remote = client(http, request, peer);
+        let caller = Caller { direct: reached.direct, source: peer, remote, destination: reached.destination };
+        let filters =
+            http.access.iter().filter_map(|filter| match overrides.iter().find(|one| one.filter == filter.name) {
+                None => Some(&filter.rules),
+                Some(one) => one.rules.as_ref(),
+            });
+        route::authorize(filters, &caller, Some(request), &self.cell.access)
     }
 }
 

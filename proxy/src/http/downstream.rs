@@ -27,12 +27,19 @@ use crate::upstream::Ends;
 use crate::worker::Worker;
 
 /// The ends of a connection.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Reached {
     /// Where it was made to.
     pub(super) destination: SocketAddr,
     /// The other end of its socket, whatever a PROXY header said.
     pub(super) direct: IpAddr,
+}
+
+impl Reached {
+    /// As the socket says.
+    pub(super) fn of(stream: &TcpStream) -> Self {
+        Self { destination: stream.local_addr(), direct: stream.peer_addr().ip() }
+    }
 }
 
 /// What serves the requests of one client, one after the other.
@@ -133,20 +140,18 @@ impl Downstream {
 
     /// Where its connection comes from and was made to.
     pub(super) fn ends(&self) -> Ends {
-        let destination = match (&self.reached, &self.client) {
-            (Some(reached), _) => reached.destination,
-            (None, Client::Http1(connection)) => connection.stream.local_addr(),
-            (None, Client::Http2(_)) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
-        };
-        Ends { source: self.peer, destination }
+        Ends { source: self.peer, destination: self.reached_ends().destination }
     }
 
-    /// The other end of its socket, whatever a PROXY header said.
-    pub(super) fn direct(&self) -> IpAddr {
+    /// The ends of its connection.
+    pub(super) fn reached_ends(&self) -> Reached {
         match (&self.reached, &self.client) {
-            (Some(reached), _) => reached.direct,
-            (None, Client::Http1(connection)) => connection.stream.peer_addr().ip(),
-            (None, Client::Http2(_)) => self.peer.ip(),
+            (Some(reached), _) => **reached,
+            (None, Client::Http1(connection)) => Reached::of(&connection.stream),
+            // A stream is told them when it begins.
+            (None, Client::Http2(_)) => {
+                Reached { destination: (Ipv4Addr::UNSPECIFIED, 0).into(), direct: self.peer.ip() }
+            }
         }
     }
 

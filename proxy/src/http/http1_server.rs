@@ -73,13 +73,12 @@ pub fn serve(
     (peer, destination): (SocketAddr, Option<SocketAddr>),
 ) -> impl Future<Output = ()> + use<> {
     let watch = worker.drain.watch();
-    let direct = stream.peer_addr().ip();
+    let reached = destination.map(|destination| Rc::new(Reached { destination, ..Reached::of(&stream) }));
     let open = Open::new(worker.listener_cell(&chain.listener));
     let connection =
         Connection { stream, inlet: Inlet::default(), workspace: None, watch, served: 0, opened: now(), open };
     // Built before the task is: what is passed to an async function stands in it twice.
-    let mut downstream = Downstream::new(worker, chain, peer, Client::Http1(connection))
-        .reached(destination.map(|destination| Rc::new(Reached { destination, direct })));
+    let mut downstream = Downstream::new(worker, chain, peer, Client::Http1(connection)).reached(reached);
     async move {
         if downstream.serve_requests().await == Next::Http2
             && let Some(serving) = nest(http2_server::begin(downstream)).await

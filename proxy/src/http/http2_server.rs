@@ -93,8 +93,7 @@ pub(super) async fn begin(downstream: Downstream) -> Option<impl Future<Output =
     };
     let http = worker.view().http(&chain)?;
     let Connection { stream, inlet, watch, opened, open, .. } = connection;
-    let of_socket = || Reached { destination: stream.local_addr(), direct: stream.peer_addr().ip() };
-    let reached = Some(reached.unwrap_or_else(|| Rc::new(of_socket())));
+    let reached = Some(reached.unwrap_or_else(|| Rc::new(Reached::of(&stream))));
     let io = Io::new(stream, inlet.input, Guard::of_client());
     let state = io.state();
     let shaking = http2::server(&http.http2, http.max_head_bytes).handshake(io);

@@ -1,6 +1,6 @@
-//! **Purpose.** Whether a call may be made: Envoy's RBAC, as one pure decision.
+//! **Purpose.** Whether a call may be made: Envoy's RBAC, for requests and for opaque connections.
 //!
-//! **Shape.** [`decide`] asks one [`RuleSet`] about a [`Caller`] and, in HTTP, a request. A policy matches when its
+//! **Shape.** [`authorize`] asks filter by filter about a [`Caller`] and, in HTTP, a request. A policy matches when its
 //! permission and its principal do; policies are asked in the order of their names, and the first that matches is told.
 //!
 //! **Limits.** No allocation, but for header tests on names sent in several lines, and on `:path` with a query.
@@ -12,7 +12,9 @@ use std::sync::Arc;
 
 use super::matching::{header_matches, text_matches};
 use super::view::RequestView;
-use crate::config::{AccessAction, AccessPolicy, Condition, RuleSet};
+use crate::config::{AccessAction, AccessPolicy, AccessRules, Condition, RuleSet};
+use crate::fault::{Fault, Kind};
+use crate::stats::AccessCounters;
 
 /// The addresses of a call.
 #[derive(Clone, Copy, Debug)]
@@ -29,15 +31,41 @@ pub struct Caller {
 
 /// What became of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Access<'r> {
+enum Access<'r> {
     /// It may be made.
     Allowed,
     /// It may not: this policy forbids it, or none allows it.
     Denied(Option<&'r Arc<str>>),
 }
 
-/// What `rules` say of a call; an opaque connection has no request.
-pub fn decide<'r>(rules: &'r RuleSet, caller: &Caller, request: Option<&dyn RequestView>) -> Access<'r> {
+/// Asks every filter in order, by the rules that hold for this call; the first that refuses decides. An opaque connection has
+/// no request.
+pub fn authorize<'r>(
+    filters: impl Iterator<Item = &'r AccessRules>,
+    caller: &Caller,
+    request: Option<&dyn RequestView>,
+    counts: &AccessCounters,
+) -> Result<(), Fault> {
+    for rules in filters {
+        if let Some(shadow) = &rules.shadow {
+            let is_denied = matches!(decide(shadow, caller, request), Access::Denied(_));
+            if is_denied { &counts.shadow_denied } else { &counts.shadow_allowed }.add_one();
+        }
+        let Some(enforced) = &rules.enforced else { continue };
+        if let Access::Denied(policy) = decide(enforced, caller, request) {
+            counts.denied.add_one();
+            let fault = Fault::new(Kind::AccessDenied);
+            return Err(match policy {
+                Some(policy) => fault.with_rule(policy.clone()),
+                None => fault,
+            });
+        }
+        counts.allowed.add_one();
+    }
+    Ok(())
+}
+
+fn decide<'r>(rules: &'r RuleSet, caller: &Caller, request: Option<&dyn RequestView>) -> Access<'r> {
     let matches = |policy: &&AccessPolicy| {
         holds(&policy.permission, caller, request) && holds(&policy.principal, caller, request)
     };

@@ -20,7 +20,7 @@ mod matching;
 mod trie;
 mod view;
 
-pub use access::{Access, Caller, decide};
+pub use access::{Caller, authorize};
 pub use action::{Chosen, choose_cluster, rewrite_path, write_location};
 pub use hash::{Hashed, hash};
 pub use index::Index;

@@ -17,7 +17,7 @@ use crate::config::{AccessFilter, ClusterShare, ListenerName, TcpConnectionConfi
 use crate::drain::Watch;
 use crate::fault::{Fault, Kind, Side};
 use crate::policy::Verdict;
-use crate::route::{Access, Caller, decide};
+use crate::route::{self, Caller};
 use crate::stats::ListenerCell;
 use crate::upstream::{Connection, Ends};
 use crate::worker::{Cluster, FirstWord, InFlight, View, Worker};
@@ -139,30 +139,15 @@ impl Downstream {
         Err(Fault::new(failed).with_cluster(cluster.name().clone()))
     }
 
-    /// Asks every filter in order; the first that refuses decides. What is asked of a connection never changes, so it is
-    /// asked as it is accepted, whatever `enforcement_type` says.
+    /// What is asked of a connection never changes, so it is asked as it is accepted, whatever `enforcement_type` says.
     fn authorize(&self, filters: &[AccessFilter]) -> Result<(), Fault> {
-        let Ends { source, destination } = self.ends();
-        let direct = self.stream.peer_addr().ip();
-        let caller = Caller { direct, source: source.ip(), remote: source.ip(), destination };
-        let counts = &self.open.cell.access;
-        for AccessFilter { rules, .. } in filters {
-            if let Some(shadow) = &rules.shadow {
-                let is_denied = matches!(decide(shadow, &caller, None), Access::Denied(_));
-                if is_denied { &counts.shadow_denied } else { &counts.shadow_allowed }.add_one();
-            }
-            let Some(enforced) = &rules.enforced else { continue };
-            if let Access::Denied(policy) = decide(enforced, &caller, None) {
-                counts.denied.add_one();
-                let fault = Fault::new(Kind::AccessDenied);
-                return Err(match policy {
-                    Some(policy) => fault.with_rule(policy.clone()),
-                    None => fault,
-                });
-            }
-            counts.allowed.add_one();
+        if filters.is_empty() {
+            return Ok(());
         }
-        Ok(())
+        let Ends { source, destination } = self.ends();
+        let (direct, source) = (self.stream.peer_addr().ip(), source.ip());
+        let caller = Caller { direct, source, remote: source, destination };
+        route::authorize(filters.iter().map(|filter| &filter.rules), &caller, None, &self.open.cell.access)
     }
 
     /// The cluster itself, or, where its endpoints are original destinations, what it has for this connection's.

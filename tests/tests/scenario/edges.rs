@@ -10,7 +10,7 @@ use outrigger_tests::world::resource::{
     route, table,
 };
 use outrigger_tests::world::{AdsServer, Answer, Downstream, Gate, Io, Proxy, ProxySetup, Upstream, wait_for};
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// Longer than any of these may take.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -33,15 +33,21 @@ fn raw<T: Send + 'static>(serve: impl FnOnce(TcpStream) -> T + Send + 'static) -
     (address, serving)
 }
 
+/// A bootstrap that forwards from `at` to one upstream.
+fn listening(at: SocketAddr, upstream: SocketAddr) -> Value {
+    let mut bootstrap = resource::forwarding(&[upstream]);
+    bootstrap["static_resources"]["listeners"][0]["address"] = resource::address(at);
+    bootstrap
+}
+
 on_both_drivers! {
     // A ring is taken apart after its process has ended, so what a killed proxy listened on is free some milliseconds later.
     fn an_address_that_is_free_soon_is_waited_for(io) {
         let upstream = Upstream::named("up");
         let taken = TcpListener::bind("127.0.0.1:0").unwrap();
         let at = taken.local_addr().unwrap();
-        let mut bootstrap = resource::forwarding(&[upstream.address()]);
-        bootstrap["static_resources"]["listeners"][0]["address"] = resource::address(at);
-        let (mut process, _scratch) = Proxy::spawn("proxy", &ProxySetup::new(io, bootstrap)).unwrap();
+        let setup = ProxySetup::new(io, listening(at, upstream.address()));
+        let (mut process, _scratch) = Proxy::spawn("proxy", &setup).unwrap();
         wait_for("the proxy to find the port in use", PATIENCE, || {
             let log = process.log().join("\n");
             if log.contains("another process holds the port") { Ok(()) } else { Err(log) }
@@ -54,9 +60,8 @@ on_both_drivers! {
     fn an_address_that_stays_in_use_is_refused_input(io) {
         let taken = TcpListener::bind("127.0.0.1:0").unwrap();
         let at = taken.local_addr().unwrap();
-        let mut bootstrap = resource::forwarding(&["127.0.0.1:9".parse().unwrap()]);
-        bootstrap["static_resources"]["listeners"][0]["address"] = resource::address(at);
-        let (mut process, _scratch) = Proxy::spawn("proxy", &ProxySetup::new(io, bootstrap)).unwrap();
+        let setup = ProxySetup::new(io, listening(at, "127.0.0.1:9".parse().unwrap()));
+        let (mut process, _scratch) = Proxy::spawn("proxy", &setup).unwrap();
         process.is_loud = false;
         assert_eq!(process.wait_exit(PATIENCE).unwrap().code(), Some(2));
         let log = process.log().join("\n");

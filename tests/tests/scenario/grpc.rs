@@ -44,7 +44,7 @@ fn call(client: &H2Downstream, more: &[(&str, &str)], body: &[u8]) -> Response {
 }
 
 /// grpc-status, of a trailers-only answer too.
-fn status(response: &Response) -> String {
+pub(crate) fn status(response: &Response) -> String {
     response.trailers.first("grpc-status").or_else(|| response.header("grpc-status")).unwrap_or_default()
 }
 
