@@ -331,6 +331,7 @@ async fn keep(kept: Kept, mut seen: mpsc::Receiver<Seen>, wanted: usize, outlets
     let mut listed = BTreeSet::new();
     let mut batch = Vec::new();
     while seen.recv_many(&mut batch, QUEUE).await > 0 {
+        let has_policy = batch.iter().any(|one| matches!(one, Seen::Policy(..)));
         for one in batch.drain(..) {
             if let Some(name) = one.listed() {
                 listed.insert(name);
@@ -341,9 +342,14 @@ async fn keep(kept: Kept, mut seen: mpsc::Receiver<Seen>, wanted: usize, outlets
         if listed.len() < wanted {
             continue;
         }
-        let mut registered = outlets.registered.borrow().clone();
         let workloads = kept.pods().refresh();
-        if kept.registry().refresh() || workloads.is_some() || is_first {
+        let is_changed = kept.registry().refresh() || workloads.is_some() || is_first;
+        // Most of what is heard of pods and slices is their status: nothing here hangs on it.
+        if !is_changed && !has_policy {
+            continue;
+        }
+        let mut registered = outlets.registered.borrow().clone();
+        if is_changed {
             let workloads = workloads.map_or_else(|| registered.workloads.clone(), Arc::new);
             registered = Arc::new(PolicySet { revision: 0, objects: kept.registry().objects(), workloads });
             outlets.registered.send_replace(registered.clone());

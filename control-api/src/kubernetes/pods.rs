@@ -12,6 +12,7 @@ use k8s_openapi::api::core::v1::{Namespace, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Deserialize;
 
+use super::registry::{Name, name_of};
 use super::watch::Event;
 use crate::model::workload::Labels;
 use crate::model::{Workload, Workloads};
@@ -79,9 +80,6 @@ impl kube::Resource for PodView {
     }
 }
 
-/// Namespace and name.
-type Name = (String, String);
-
 /// Pods and the labels of namespaces.
 #[derive(Debug, Default)]
 pub(super) struct Pods {
@@ -93,43 +91,14 @@ pub(super) struct Pods {
 impl Pods {
     /// Takes what was seen of Pods.
     pub(super) fn take_pod(&mut self, event: Event<PodView>) {
-        match event {
-            Event::Applied(pod) => self.put(name_of(&pod.metadata), read(pod)),
-            Event::Deleted(pod) => self.put(name_of(&pod.metadata), None),
-            Event::Listed(pods) => {
-                let mut listed: BTreeMap<Name, Option<Workload>> =
-                    pods.into_iter().map(|pod| (name_of(&pod.metadata), read(pod))).collect();
-                for name in self.workloads.keys() {
-                    listed.entry(name.clone()).or_insert(None);
-                }
-                listed.into_iter().for_each(|(name, workload)| self.put(name, workload));
-            }
-        }
-    }
-
-    fn put(&mut self, name: Name, workload: Option<Workload>) {
-        if self.workloads.get(&name) == workload.as_ref() {
-            return;
-        }
-        self.is_changed = true;
-        match workload {
-            Some(workload) => self.workloads.insert(name, workload),
-            None => self.workloads.remove(&name),
-        };
+        self.is_changed |= take(&mut self.workloads, event, |pod| (name_of(&pod.metadata), read(pod)));
     }
 
     /// Takes what was seen of Namespaces.
     pub(super) fn take_namespace(&mut self, event: Event<Namespace>) {
-        let read = |one: Namespace| (one.metadata.name.unwrap_or_default(), one.metadata.labels.unwrap_or_default());
-        let mut namespaces = std::mem::take(&mut self.namespaces);
-        let before = namespaces.clone();
-        match event {
-            Event::Applied(namespace) => namespaces.extend([read(namespace)]),
-            Event::Deleted(namespace) => drop(namespaces.remove(&read(namespace).0)),
-            Event::Listed(all) => namespaces = all.into_iter().map(read).collect(),
-        }
-        self.is_changed |= namespaces != before;
-        self.namespaces = namespaces;
+        self.is_changed |= take(&mut self.namespaces, event, |Namespace { metadata, .. }| {
+            (metadata.name.unwrap_or_default(), Some(metadata.labels.unwrap_or_default()))
+        });
     }
 
     /// What there is, if that differs from when this was last asked.
@@ -144,8 +113,29 @@ impl Pods {
     }
 }
 
-fn name_of(meta: &ObjectMeta) -> Name {
-    (meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default())
+/// Takes an event into what is kept of a kind, of which `read` keeps nothing where it gives no value; whether that changed.
+fn take<T, K: Ord, V: PartialEq>(
+    kept: &mut BTreeMap<K, V>,
+    event: Event<T>,
+    read: impl Fn(T) -> (K, Option<V>),
+) -> bool {
+    let (key, value) = match event {
+        Event::Applied(one) => read(one),
+        Event::Deleted(one) => (read(one).0, None),
+        Event::Listed(all) => {
+            let listed = all.into_iter().map(read).filter_map(|(key, value)| Some((key, value?))).collect();
+            let before = std::mem::replace(kept, listed);
+            return *kept != before;
+        }
+    };
+    if kept.get(&key) == value.as_ref() {
+        return false;
+    }
+    match value {
+        Some(value) => kept.insert(key, value),
+        None => kept.remove(&key),
+    };
+    true
 }
 
 fn read(pod: PodView) -> Option<Workload> {

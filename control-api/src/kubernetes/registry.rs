@@ -16,7 +16,7 @@ use crate::store::Objects;
 const SERVICE_LABEL: &str = "kubernetes.io/service-name";
 
 /// Namespace and name.
-type Name = (String, String);
+pub(super) type Name = (String, String);
 
 /// Services, their slices, and what follows.
 #[derive(Debug, Default)]
@@ -30,7 +30,7 @@ pub(super) struct Registry {
     touched: BTreeSet<Name>,
 }
 
-fn name_of(meta: &ObjectMeta) -> Name {
+pub(super) fn name_of(meta: &ObjectMeta) -> Name {
     (meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default())
 }
 

@@ -65,12 +65,6 @@ impl Workloads {
     pub fn namespace_labels(&self, name: &str) -> Option<&Labels> {
         self.namespaces.get(name)
     }
-
-    /// How many pods and namespaces there are.
-    #[must_use]
-    pub fn counts(&self) -> (usize, usize) {
-        (self.all.len(), self.namespaces.len())
-    }
 }
 
 #[cfg(test)]
