@@ -113,7 +113,9 @@ fn a_real_api_takes_every_object_of_every_set_of_values() {
         let release = format!("outrigger-{}", set.file_stem().unwrap().display());
         let file = set.display().to_string();
         let said = helm.succeed(&["install", &release, "charts/outrigger", "--create-namespace", "-f", &file]);
-        assert!(!said.to_lowercase().contains("warning"), "{file}: {said}");
+        // Helm 4 ends its own watch when it has seen enough, and client-go sometimes tells of that in the same words.
+        let warned = |line: &&str| line.to_lowercase().contains("warning") && !line.contains("watch ended with error");
+        assert_eq!(said.lines().find(warned), None, "{file}: {said}");
         println!("{release}: {} objects", all_are_there(&helm, &release));
         helm.succeed(&["uninstall", &release]);
     }
