@@ -74,7 +74,13 @@ fn an_apply_is_all_or_nothing_and_says_everything() {
 fn wrong_requests_get_their_status_and_a_remedy() {
     let (_folder, control) = start("wrong");
     for (method, path, body, status, words) in [
-        ("GET", "/v1/Service", "", 404, "one of GRPCRoute, HTTPRoute, RateLimit, TrafficPolicy, Upstream"),
+        (
+            "GET",
+            "/v1/Service",
+            "",
+            404,
+            "one of AccessPolicy, GRPCRoute, HTTPRoute, RateLimit, TrafficPolicy, Upstream",
+        ),
         ("GET", "/nope", "", 404, "/openapi.json"),
         ("DELETE", "/v1/apply", "", 405, "DELETE is not possible"),
         ("POST", "/v1/apply?dryrun=true", "", 400, "dryRun=true|false"),
@@ -218,7 +224,7 @@ fn the_command_line_says_what_to_do() {
     assert_eq!(code, 2);
     assert!(err.contains("other.yaml: document 2 (Upstream default/a): spec.endpionts"), "{err}");
     for (args, code, words) in [
-        (&["get", "widget"][..], 2, "one of GRPCRoute, HTTPRoute"),
+        (&["get", "widget"][..], 2, "one of AccessPolicy, GRPCRoute, HTTPRoute"),
         (&["apply", "-f", "/nope.yaml"], 2, "/nope.yaml"),
         (&["apply"], 2, "--file"),
         (&["frobnicate"], 2, "frobnicate"),

@@ -570,6 +570,54 @@ fn cases() -> Vec<(&'static str, &'static str, Value, bool)> {
     add(rl, "a small burst", limit("burst", json!(5)), true);
     add(rl, "a burst that is too small", limit("burst", json!(4)), false);
     add(rl, "a span that is too short", limit("per", json!("49ms")), false);
+
+    let ap = "AccessPolicy";
+    let from = |source: Value| json!({ "rules": [{ "from": [source] }] });
+    let to = |operation: Value| json!({ "rules": [{ "to": [operation] }] });
+    add(ap, "nothing", json!({}), true);
+    add(ap, "a denial that is counted", json!({ "action": "Deny", "mode": "Audit", "rules": [] }), true);
+    add(ap, "an unknown action", json!({ "action": "Permit" }), false);
+    add(ap, "a rule for everything", json!({ "rules": [{}] }), true);
+    add(ap, "no targets", json!({ "targetRefs": [] }), false);
+    add(ap, "a port", json!({ "targetRefs": [{ "kind": "Service", "name": "a", "sectionName": "http" }] }), true);
+    add(ap, "a route", json!({ "targetRefs": [{ "kind": "HTTPRoute", "name": "a" }] }), false);
+    add(ap, "a source that says nothing", from(json!({})), false);
+    add(ap, "an operation that says nothing", to(json!({})), false);
+    add(ap, "no source", json!({ "rules": [{ "from": [] }] }), false);
+    for (name, value, is_good) in [
+        ("namespaces", json!(["shop"]), true),
+        ("namespaces", json!([]), false),
+        ("namespaces", json!(["Shop"]), false),
+        ("namespaceSelector", json!({}), true),
+        ("namespaceSelector", json!({ "matchLabels": { "example.com/team": "shop" } }), true),
+        ("podSelector", json!({ "matchLabels": { "app": "" } }), true),
+        ("podSelector", json!({ "matchLabels": { "app": "-" } }), false),
+        ("podSelector", json!({ "matchLabels": { "app": 1 } }), false),
+        ("podSelector", json!({ "matchExpressions": [] }), false),
+        ("serviceAccounts", json!(["seller", "ops/an.admin"]), true),
+        ("serviceAccounts", json!(["a/b/c"]), false),
+        ("addresses", json!(["10.0.0.1", "10.0.0.0/8", "fd00::/64", "0.0.0.0/0"]), true),
+        ("addresses", json!(["10.0.0.0/33"]), false),
+        ("addresses", json!(["10.0.0.0/"]), false),
+        ("addresses", json!(["shop"]), false),
+        ("notAddresses", json!(["::1"]), true),
+    ] {
+        add(ap, "a source", from(json!({ name: value })), is_good);
+    }
+    add(ap, "namespaces twice", from(json!({ "namespaces": ["a"], "namespaceSelector": {} })), false);
+    for (name, value, is_good) in [
+        ("methods", json!(["GET", "PATCH"]), true),
+        ("methods", json!(["FETCH"]), false),
+        ("methods", json!([]), false),
+        ("paths", json!([{ "value": "/pay" }, { "type": "Exact", "value": "/a" }, {}]), true),
+        ("paths", json!([{ "type": "Suffix", "value": "/a" }]), false),
+        ("headers", json!([{ "name": "x-shop", "value": "a" }]), true),
+        ("headers", json!([{ "name": "x shop", "value": "a" }]), false),
+        ("headers", json!([{ "name": "x-shop" }]), false),
+        ("headers", json!([]), false),
+    ] {
+        add(ap, "an operation", to(json!({ name: value })), is_good);
+    }
     cases
 }
 

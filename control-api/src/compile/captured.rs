@@ -6,10 +6,12 @@
 //!           │                                └ else ▶ its cluster, bytes unread
 //!           └ anywhere else ▶ passthrough, or blackhole where policy allows services only
 //! inbound  ─┬ port of one of the pod's endpoints ▶ HTTP or bytes, to where it went
+//!           ├ port at which its node asks how it is ▶ likewise, where access is limited
 //!           └ any other port ▶ bytes, to where it went
 //! ```
 //! A service without an address of its own (headless) is known by those of its endpoints; its callers chose one, so
 //! without a route they get it. Bytes to one need no chain: passing them through does the same.
+//! What policy says of who may call stands before each inbound port.
 //! Limits: a port of protocol `detect` waits for the client's first bytes; a client that says nothing within
 //! [`DETECT_TIMEOUT`] is passed on, and the proxy learns that destination's server speaks first.
 //! Source: Envoy, `filter_chain_match`, `original_dst`; Istio's names of the two clusters' jobs.
@@ -34,6 +36,7 @@ use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_pro
 use envoy_types::pb::envoy::r#type::v3::Int32Range;
 use envoy_types::util::pack_any;
 
+use super::access::{Guarded, Guards};
 use super::cluster::{protocol_options, set_http_options};
 use super::effective::cluster_name;
 use super::listener::{INBOUND_CONNECT_TIMEOUT, http_filter, inbound_routes, pushed_routes};
@@ -43,7 +46,8 @@ use super::role::{Capture, CapturedOutbound};
 use super::route::service_table;
 use crate::model::service::{ServicePort, service_of};
 use crate::model::upstream::{AppProtocol, Health};
-use crate::model::{PolicySet, Services};
+use crate::model::workload::Probe;
+use crate::model::{ObjectKey, PolicySet, Services};
 
 /// Where what belongs to no service goes.
 pub(super) const PASSTHROUGH: &str = "passthrough";
@@ -70,7 +74,7 @@ pub(super) fn outbound_listener(policy: &PolicySet, wanted: CapturedOutbound) ->
             chains.append(&mut own);
         }
     }
-    let elsewhere = if wanted.allows_any { PASSTHROUGH } else { BLACKHOLE };
+    let elsewhere = elsewhere_chain(if wanted.allows_any { PASSTHROUGH } else { BLACKHOLE }, &[]);
     let chains = Chains { chains, looked_at, elsewhere };
     let listen = (wildcard(wanted.has_ipv6), wanted.port).into();
     let listener = chains.listener("outbound", listen, TrafficDirection::Outbound);
@@ -78,23 +82,48 @@ pub(super) fn outbound_listener(policy: &PolicySet, wanted: CapturedOutbound) ->
 }
 
 /// The listener for connections to the pod, and the clusters that stand for the application.
-pub(super) fn inbound(capture: &Capture, ports: &BTreeMap<u16, InboundPort>) -> (Resource, Vec<Resource>) {
+pub(super) fn inbound(pod: &Pod<'_>, ports: &BTreeMap<u16, InboundPort>) -> (Resource, Vec<Resource>) {
+    let capture = pod.capture;
     let mut chains = Vec::new();
     let mut clusters = vec![original_cluster(INBOUND_PASSTHROUGH)];
-    for (number, port) in ports {
-        let cluster = format!("inbound/{}/{number}", port.service);
+    let elsewhere = pod.guards.at(pod.namespace, [], Vec::new());
+    let asked_elsewhere =
+        pod.probes.iter().map(|probe| probe.port).filter(|port| elsewhere.allows && !ports.contains_key(port));
+    let all = ports.iter().map(|(number, port)| (*number, Some(port)));
+    let all: BTreeMap<u16, Option<&InboundPort>> = all.chain(asked_elsewhere.map(|port| (port, None))).collect();
+    for (number, port) in &all {
+        let service = port.map(|port| format!("inbound/{}/{number}", port.service));
+        let cluster = service.as_deref().unwrap_or(INBOUND_PASSTHROUGH);
         let matched = || FilterChainMatch { destination_port: Some(number_of(*number)), ..FilterChainMatch::default() };
-        let routes = || RouteSpecifier::RouteConfig(inbound_routes(&cluster));
-        add_chains(&mut chains, port.protocol, &cluster, (matched, routes));
-        clusters.push(original_cluster(&cluster));
+        let routes = || RouteSpecifier::RouteConfig(inbound_routes(cluster));
+        let probes = pod.probes.iter().filter(|probe| probe.port == *number).cloned().collect();
+        let upstreams = port.map_or(&[][..], |port| &port.upstreams);
+        let guarded = pod.guards.at(pod.namespace, upstreams, probes);
+        add_chains(&mut chains, protocol_at(*port), (cluster, &guarded), (matched, routes));
+        clusters.extend(service.as_deref().map(original_cluster));
     }
-    let looked_at = ports.iter().filter(|(_, port)| port.protocol == AppProtocol::Detect);
+    let looked_at = all.iter().filter(|(_, port)| protocol_at(**port) == AppProtocol::Detect);
     let looked_at = looked_at.map(|(number, _)| *number).collect();
-    let chains = Chains { chains, looked_at, elsewhere: INBOUND_PASSTHROUGH };
+    let elsewhere = elsewhere_chain(INBOUND_PASSTHROUGH, &elsewhere.connections);
+    let chains = Chains { chains, looked_at, elsewhere };
     let listen = (wildcard(capture.outbound.has_ipv6), capture.inbound_port).into();
     let mut listener = chains.listener("inbound", listen, TrafficDirection::Inbound);
     listener.transparent = capture.is_transparent.then(|| flag(true));
     (Resource::pack(listener.name.clone(), &listener), clusters)
+}
+
+/// What a port speaks; one of no service is looked at.
+fn protocol_at(port: Option<&InboundPort>) -> AppProtocol {
+    port.map_or(AppProtocol::Detect, |port| port.protocol)
+}
+
+/// A pod, and what holds for who calls it.
+pub(super) struct Pod<'a> {
+    pub(super) capture: &'a Capture,
+    pub(super) namespace: &'a str,
+    pub(super) guards: &'a Guards,
+    /// What its node asks it.
+    pub(super) probes: &'a [Probe],
 }
 
 /// The clusters of what leads to no service.
@@ -114,6 +143,8 @@ pub(super) struct InboundPort {
     /// Name and namespace of its service.
     service: String,
     protocol: AppProtocol,
+    /// All that it is a port of.
+    upstreams: Vec<ObjectKey>,
 }
 
 /// The ports of every address that is an endpoint of a service.
@@ -127,11 +158,15 @@ impl InboundPorts {
         let mut by_address: BTreeMap<IpAddr, BTreeMap<u16, InboundPort>> = BTreeMap::new();
         for (object, upstream) in policy.upstreams() {
             let service = cluster_name(&object.key.namespace, service_of(&object.key, upstream));
-            for endpoint in &upstream.endpoints {
-                let ports = by_address.entry(endpoint.address.ip()).or_default();
-                let port = InboundPort { service: service.clone(), protocol: upstream.protocol };
-                // The first service by name keeps the port: it is one port, whoever names it.
-                ports.entry(endpoint.address.port()).or_insert(port);
+            for address in upstream.endpoints.iter().map(|one| one.address).chain(upstream.not_ready.iter().copied()) {
+                let ports = by_address.entry(address.ip()).or_default();
+                // The first service by name keeps the port: it is one port, whoever names it. What guards any guards it.
+                let port = ports.entry(address.port()).or_insert_with(|| InboundPort {
+                    service: service.clone(),
+                    protocol: upstream.protocol,
+                    upstreams: Vec::new(),
+                });
+                port.upstreams.push(object.key.clone());
             }
         }
         Self { by_address }
@@ -168,7 +203,7 @@ fn service_chains((namespace, name): (&str, &str), port: ServicePort<'_>, number
             ..FilterChainMatch::default()
         };
         let routes = || pushed_routes(&service_table(namespace, name, number));
-        add_chains(&mut chains, upstream.protocol, &cluster, (matched, routes));
+        add_chains(&mut chains, upstream.protocol, (&cluster, &Guarded::default()), (matched, routes));
     }
     chains
 }
@@ -177,22 +212,22 @@ fn service_chains((namespace, name): (&str, &str), port: ServicePort<'_>, number
 fn add_chains(
     chains: &mut Vec<FilterChain>,
     protocol: AppProtocol,
-    cluster: &str,
+    (cluster, guarded): (&str, &Guarded),
     (matched, routes): (impl Fn() -> FilterChainMatch, impl Fn() -> RouteSpecifier),
 ) {
-    let mut add = |name: String, chain_match: FilterChainMatch, filter: Filter| {
+    let mut add = |name: String, chain_match: FilterChainMatch, filters: Vec<Filter>| {
         let filter_chain_match = Some(chain_match);
-        chains.push(FilterChain { name, filter_chain_match, filters: vec![filter], ..FilterChain::default() });
+        chains.push(FilterChain { name, filter_chain_match, filters, ..FilterChain::default() });
     };
     let suffix = matched().destination_port.map(|port| port.value).unwrap_or_default();
     if protocol.has_routes() {
         let is_looked_at = protocol == AppProtocol::Detect;
         let application_protocols = HTTP_PROTOCOLS.iter().filter(|_| is_looked_at).map(ToString::to_string).collect();
         let matched = FilterChainMatch { application_protocols, ..matched() };
-        add(format!("{cluster}:{suffix}/http"), matched, http_filter(cluster, routes()));
+        add(format!("{cluster}:{suffix}/http"), matched, vec![http_filter(cluster, routes(), guarded)]);
     }
     if protocol == AppProtocol::Detect || !protocol.has_routes() {
-        add(format!("{cluster}:{suffix}/tcp"), matched(), tcp_filter(cluster));
+        add(format!("{cluster}:{suffix}/tcp"), matched(), tcp_filters(cluster, &guarded.connections));
     }
 }
 
@@ -201,8 +236,8 @@ struct Chains {
     chains: Vec<FilterChain>,
     /// Ports at which the first bytes decide.
     looked_at: Vec<u16>,
-    /// The cluster of what no chain takes.
-    elsewhere: &'static str,
+    /// The chain of what none of them takes.
+    elsewhere: FilterChain,
 }
 
 impl Chains {
@@ -213,23 +248,22 @@ impl Chains {
             ..ListenerFilter::default()
         }];
         listener_filters.extend(http_inspector(self.looked_at));
-        let elsewhere = FilterChain {
-            name: self.elsewhere.to_owned(),
-            filters: vec![tcp_filter(self.elsewhere)],
-            ..FilterChain::default()
-        };
         Listener {
             name: name.to_owned(),
             address: Some(address(listen)),
             traffic_direction: direction.into(),
             filter_chains: self.chains,
-            default_filter_chain: Some(elsewhere),
+            default_filter_chain: Some(self.elsewhere),
             listener_filters,
             listener_filters_timeout: Some(span(DETECT_TIMEOUT)),
             continue_on_listener_filters_timeout: true,
             ..Listener::default()
         }
     }
+}
+
+fn elsewhere_chain(cluster: &str, guards: &[Filter]) -> FilterChain {
+    FilterChain { name: cluster.to_owned(), filters: tcp_filters(cluster, guards), ..FilterChain::default() }
 }
 
 /// Looks at the first bytes at these ports only: elsewhere a server that speaks first must not wait.
@@ -255,16 +289,17 @@ fn predicate(rule: Rule) -> ListenerFilterChainMatchPredicate {
     ListenerFilterChainMatchPredicate { rule: Some(rule) }
 }
 
-fn tcp_filter(cluster: &str) -> Filter {
+fn tcp_filters(cluster: &str, guards: &[Filter]) -> Vec<Filter> {
     let proxy = TcpProxy {
         stat_prefix: cluster.to_owned(),
         cluster_specifier: Some(ClusterSpecifier::Cluster(cluster.to_owned())),
         ..TcpProxy::default()
     };
-    Filter {
+    let proxy = Filter {
         name: "envoy.filters.network.tcp_proxy".to_owned(),
         config_type: Some(filter::ConfigType::TypedConfig(pack_any(proxy))),
-    }
+    };
+    guards.iter().cloned().chain([proxy]).collect()
 }
 
 /// A cluster whose endpoint is wherever a connection went.

@@ -13,53 +13,68 @@ use envoy_types::pb::envoy::config::route::v3::{Route, RouteAction, RouteConfigu
 use envoy_types::pb::envoy::extensions::filters::http::local_ratelimit::v3::LocalRateLimit;
 use envoy_types::pb::envoy::extensions::filters::http::router::v3::Router;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
-    HttpConnectionManager, HttpFilter, Rds, http_connection_manager::RouteSpecifier, http_filter,
+    HttpConnectionManager, HttpFilter, Rds,
+    http_connection_manager::{PathWithEscapedSlashesAction, RouteSpecifier},
+    http_filter,
 };
 use envoy_types::util::pack_any;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use super::access::{Guarded, Guards};
 use super::cluster::{protocol_options, set_http_options};
 use super::endpoints::build_endpoint;
-use super::proto::{address, ads, number, span};
+use super::proto::{address, ads, flag, number, span};
 use super::resource::{Resource, ResourceSet};
 use super::role::{Inbound, NodeRole};
 use super::route::ROUTE_TABLE;
 use super::rule::{LOCAL_RATE_LIMIT, build_upgrade};
 use crate::model::upstream::{AppProtocol, Endpoint, Health};
+use crate::model::{PolicySet, Services};
 
 pub(super) const INBOUND_CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
-pub(super) fn compile_listeners(role: &NodeRole) -> ResourceSet {
-    let outbound = role
-        .outbound
-        .map(|listen| build_listener("outbound", listen, TrafficDirection::Outbound, pushed_routes(ROUTE_TABLE)));
+pub(super) fn compile_listeners(policy: &PolicySet, role: &NodeRole) -> ResourceSet {
+    let outbound = role.outbound.map(|listen| {
+        let filter = http_filter("outbound", pushed_routes(ROUTE_TABLE), &Guarded::default());
+        build_listener("outbound", listen, TrafficDirection::Outbound, filter)
+    });
     let inbound = role.inbound.as_ref().map(|inbound| {
         let routes = RouteSpecifier::RouteConfig(inbound_routes(&inbound_cluster_name(inbound)));
-        build_listener("inbound", inbound.listen, TrafficDirection::Inbound, routes)
+        let services = Services::of(policy);
+        let upstreams = services.ports(&role.namespace, &inbound.service).iter().map(|port| port.key);
+        let guarded = Guards::of(policy).at(&role.namespace, upstreams, Vec::new());
+        let filter = http_filter("inbound", routes, &guarded);
+        build_listener("inbound", inbound.listen, TrafficDirection::Inbound, filter)
     });
     outbound.into_iter().chain(inbound).map(|listener| Resource::pack(listener.name.clone(), &listener)).collect()
 }
 
-fn build_listener(name: &str, listen: SocketAddr, direction: TrafficDirection, routes: RouteSpecifier) -> Listener {
-    let filters = vec![http_filter(name, routes)];
+fn build_listener(name: &str, listen: SocketAddr, direction: TrafficDirection, filter: Filter) -> Listener {
     Listener {
         name: name.to_owned(),
         address: Some(address(listen)),
         traffic_direction: direction.into(),
-        filter_chains: vec![FilterChain { filters, ..FilterChain::default() }],
+        filter_chains: vec![FilterChain { filters: vec![filter], ..FilterChain::default() }],
         ..Listener::default()
     }
 }
 
-/// The network filter that serves HTTP by these routes.
-pub(super) fn http_filter(stat_prefix: &str, routes: RouteSpecifier) -> Filter {
-    let connections = HttpConnectionManager {
+/// The network filter that serves HTTP by these routes to whom the guards let in.
+pub(super) fn http_filter(stat_prefix: &str, routes: RouteSpecifier, guarded: &Guarded) -> Filter {
+    let guards = guarded.requests.iter().cloned();
+    let mut connections = HttpConnectionManager {
         stat_prefix: stat_prefix.to_owned(),
-        http_filters: vec![local_rate_limit_filter(), router_filter()],
+        http_filters: guards.chain([local_rate_limit_filter(), router_filter()]).collect(),
         route_specifier: Some(routes),
         ..HttpConnectionManager::default()
     };
+    if guarded.asks_for_paths {
+        // Where a path decides, an application that reads another one into it would let in whom policy keeps out.
+        connections.normalize_path = Some(flag(true));
+        connections.merge_slashes = true;
+        connections.path_with_escaped_slashes_action = PathWithEscapedSlashesAction::RejectRequest.into();
+    }
     Filter {
         name: "envoy.filters.network.http_connection_manager".to_owned(),
         config_type: Some(filter::ConfigType::TypedConfig(pack_any(connections))),

@@ -8,6 +8,7 @@
 //! Source: XDS.md's strictest reader (§5); Gateway API's precedence of matches.
 //! Tests: `tests.rs` (golden), rank.
 
+mod access;
 mod captured;
 mod carrier;
 mod cluster;
@@ -52,6 +53,7 @@ struct Captured {
     clusters: ResourceSet,
     routes: Arc<ResourceSet>,
     ports: captured::InboundPorts,
+    guards: access::Guards,
     listeners: Mutex<BTreeMap<CapturedOutbound, Resource>>,
 }
 
@@ -101,7 +103,7 @@ impl Snapshot {
 
     fn compile_role(&self, role: &NodeRole) -> NodeResources {
         if let Some(capture) = &role.capture {
-            return self.compile_captured(capture);
+            return self.compile_captured(&role.namespace, capture);
         }
         let mut clusters = self.clusters.clone();
         if let Some(inbound) = &role.inbound {
@@ -112,13 +114,13 @@ impl Snapshot {
             sets: [
                 Arc::new(clusters),
                 self.endpoints.clone(),
-                Arc::new(listener::compile_listeners(role)),
+                Arc::new(listener::compile_listeners(&self.policy, role)),
                 self.routes_of(&role.namespace),
             ],
         }
     }
 
-    fn compile_captured(&self, capture: &Capture) -> NodeResources {
+    fn compile_captured(&self, namespace: &str, capture: &Capture) -> NodeResources {
         let shared = self.captured.get_or_init(|| {
             let mut clusters = self.clusters.clone();
             captured::outbound_clusters().into_iter().for_each(|cluster| clusters.insert(cluster));
@@ -126,6 +128,7 @@ impl Snapshot {
                 clusters,
                 routes: Arc::new(route::compile_service_routes(&self.policy)),
                 ports: captured::InboundPorts::of(&self.policy),
+                guards: access::Guards::of(&self.policy),
                 listeners: Mutex::default(),
             }
         });
@@ -134,7 +137,10 @@ impl Snapshot {
             let make = || captured::outbound_listener(&self.policy, capture.outbound);
             listeners.entry(capture.outbound).or_insert_with(make).clone()
         };
-        let (inbound, own) = captured::inbound(capture, &shared.ports.at(&capture.addresses));
+        let workload = capture.addresses.iter().find_map(|address| self.policy.workloads.at(*address));
+        let probes = workload.map_or(&[][..], |pod| &pod.probes);
+        let pod = captured::Pod { capture, namespace, guards: &shared.guards, probes };
+        let (inbound, own) = captured::inbound(&pod, &shared.ports.at(&capture.addresses));
         let mut clusters = shared.clusters.clone();
         own.into_iter().for_each(|cluster| clusters.insert(cluster));
         let listeners = [outbound, inbound].into_iter().collect();

@@ -8,7 +8,8 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::model::document::Syntax;
-use crate::model::{Object, parse_manifests};
+use crate::model::workload::Probe;
+use crate::model::{Kind, Object, Workload, Workloads, parse_manifests};
 
 const GOLDEN: &str = "src/compile/golden";
 
@@ -24,8 +25,12 @@ fn contradictions(text: &str) -> Vec<String> {
 }
 
 fn linked(text: &str) -> (PolicySet, Vec<crate::model::Problem>) {
+    linked_with(text, Arc::default())
+}
+
+fn linked_with(text: &str, workloads: Arc<Workloads>) -> (PolicySet, Vec<crate::model::Problem>) {
     let manifests = parse_manifests(text, Syntax::Yaml).unwrap_or_else(|problems| panic!("{problems:#?}"));
-    let mut set = PolicySet::default();
+    let mut set = PolicySet { workloads, ..PolicySet::default() };
     for one in manifests {
         set.revision += 1;
         let (created, changed) = (set.revision, set.revision);
@@ -368,4 +373,116 @@ fn a_role_that_does_not_parse_names_the_field() {
     let role = NodeRole::parse(&node("{namespace: shop, outbound: '127.0.0.1:15001'}")).expect("a role");
     assert_eq!((role.namespace.as_str(), role.inbound), ("shop", None));
     assert_eq!(NodeRole::parse(&Node::default()).expect("none"), NodeRole::default());
+}
+
+/// The captured mesh with pods, and who may call them.
+fn guarded() -> PolicySet {
+    let text = [include_str!("golden/captured.policy.yaml"), include_str!("golden/access.policy.yaml")].join("---\n");
+    let pod = |name: &str, account: &str, address: &str, probes: Vec<Probe>| Workload {
+        namespace: "shop".to_owned(),
+        name: name.to_owned(),
+        service_account: account.to_owned(),
+        labels: [("app".to_owned(), name.to_owned())].into(),
+        addresses: vec![address.parse().expect("an address")],
+        probes,
+    };
+    let probe = |port, path: &str| Probe { port, method: "GET", path: path.to_owned() };
+    let pods = [
+        pod("orders", "seller", "10.0.0.7", vec![probe(8080, "/live"), probe(8086, "/ready")]),
+        pod("cart", "seller", "10.0.0.21", Vec::new()),
+        pod("cart", "buyer", "10.0.0.22", Vec::new()),
+        pod("pay", "payer", "10.0.0.23", Vec::new()),
+        Workload { namespace: "ops".to_owned(), ..pod("monitor", "reader", "10.0.1.1", Vec::new()) },
+    ];
+    let namespaces = [("shop", "shop"), ("ops", "ops")];
+    let labels = |(name, team): (&str, &str)| (name.to_owned(), [("team".to_owned(), team.to_owned())].into());
+    let workloads = Arc::new(Workloads::new(pods, namespaces.map(labels).into()));
+    let (set, problems) = linked_with(&text, workloads);
+    assert!(problems.is_empty(), "{problems:#?}");
+    set
+}
+
+#[test]
+fn who_may_call_compiles_to_the_golden_file() {
+    let snapshot = Snapshot::compile(Arc::new(guarded()));
+    let resources = snapshot.for_node(&captured("10.0.0.7", ""));
+    let found = shown(&resources, ResourceType::Listener)[0].clone();
+    assert_golden("access.xds.yaml", &found);
+    // Entries of a map come in any order, which must not look like a change.
+    let digests = || {
+        let resources = Snapshot::compile(Arc::new(guarded())).for_node(&captured("10.0.0.7", ""));
+        resources.of(ResourceType::Listener).iter().map(|one| one.digest).collect::<Vec<_>>()
+    };
+    let first = digests();
+    assert!((0..20).all(|_| digests() == first));
+}
+
+/// The filters before a chain's last, of HTTP where there are any.
+fn guards_of(listener: &Value, chain: &str) -> Vec<Value> {
+    let chains = listener["filter_chains"].as_array().into_iter().flatten().chain([&listener["default_filter_chain"]]);
+    let chain = chains.into_iter().find(|one| one["name"] == chain).unwrap_or_else(|| panic!("no {chain}: {listener}"));
+    let filters = &chain["filters"];
+    let inner = &filters[0]["typed_config"]["http_filters"];
+    let all = if inner.is_array() { inner } else { filters };
+    let guards = all.as_array().into_iter().flatten();
+    guards.filter(|one| one["name"].as_str().is_some_and(|name| name.ends_with(".rbac"))).cloned().collect()
+}
+
+#[test]
+fn guards_hold_where_they_are_attached() {
+    let snapshot = Snapshot::compile(Arc::new(guarded()));
+    let inbound = |address: &str| shown(&snapshot.for_node(&captured(address, "")), ResourceType::Listener)[0].clone();
+    let count = |address: &str, chain: &str| guards_of(&inbound(address), chain).len();
+    // Both an Allow and a Deny hold at the service's port, and at both of what a port may be.
+    assert_eq!(count("10.0.0.7", "inbound/orders.shop/8080:8080/http"), 2);
+    assert_eq!(count("10.0.0.7", "inbound/orders.shop/9000:9000/http"), 1);
+    assert_eq!(count("10.0.0.7", "inbound/orders.shop/9000:9000/tcp"), 1);
+    assert_eq!(count("10.0.0.10", "inbound/db.shop/3306:3306/tcp"), 2);
+    // Where something is allowed, so is the node's question.
+    let probed = guards_of(&inbound("10.0.0.7"), "inbound/orders.shop/8080:8080/http");
+    let probes = &probed[1]["typed_config"]["rules"]["policies"]["probes"]["permissions"];
+    assert_eq!(probes[0]["and_rules"]["rules"][1]["url_path"]["path"]["exact"], "/live", "{probed:#?}");
+    // What is denied in the whole namespace is so at ports of no service; nothing is allowed there, so all else is.
+    assert_eq!(count("10.0.0.7", "inbound/passthrough"), 1);
+    assert!(!inbound("10.0.0.7").to_string().contains("8086"), "its node may ask there anyway");
+    assert_eq!(count("10.0.0.99", "inbound/passthrough"), 1);
+}
+
+#[test]
+fn a_namespace_that_allows_lets_its_nodes_ask() {
+    let text = "apiVersion: outrigger.dev/v1\nkind: AccessPolicy\nmetadata: {name: none, namespace: shop}\nspec: {}\n";
+    let mut set = guarded();
+    set.objects.retain(|key, _| key.kind != Kind::AccessPolicy);
+    set.objects.extend(policy(text).objects);
+    let snapshot = Snapshot::compile(Arc::new(set));
+    let listener = shown(&snapshot.for_node(&captured("10.0.0.7", "")), ResourceType::Listener)[0].clone();
+    let guard = |chain: &str| guards_of(&listener, chain)[0]["typed_config"]["rules"]["policies"].clone();
+    assert_eq!(guard("inbound/passthrough"), Value::Null, "nobody may");
+    assert!(guard("inbound/passthrough:8086/http")["probes"].is_object(), "{listener:#}");
+    assert_eq!(guard("inbound/passthrough:8086/tcp"), Value::Null);
+    assert_eq!(guard("inbound/orders.shop/9000:9000/http"), Value::Null);
+    let elsewhere = shown(&snapshot.for_node(&captured("10.0.0.99", "")), ResourceType::Listener)[0].clone();
+    assert_eq!(guards_of(&elsewhere, "inbound/passthrough").len(), 1);
+}
+
+#[test]
+fn a_service_that_is_not_captured_is_guarded_too() {
+    let node = node("{namespace: shop, inbound: {listen: '127.0.0.1:15006', app: '127.0.0.1:80', service: orders}}");
+    let snapshot = Snapshot::compile(Arc::new(guarded()));
+    let listener =
+        shown(&snapshot.for_node(&NodeRole::parse(&node).expect("a role")), ResourceType::Listener)[0].clone();
+    let filters = &listener["filter_chains"][0]["filters"][0]["typed_config"]["http_filters"];
+    let names: Vec<&str> = filters.as_array().into_iter().flatten().filter_map(|one| one["name"].as_str()).collect();
+    let rbac = "envoy.filters.http.rbac";
+    assert_eq!(names, [rbac, rbac, "envoy.filters.http.local_ratelimit", "envoy.filters.http.router"]);
+}
+
+#[test]
+fn a_policy_about_pods_that_nobody_tells_of_is_refused() {
+    let text = "apiVersion: outrigger.dev/v1\nkind: AccessPolicy\nmetadata: {name: p}\n\
+                spec: {action: Deny, rules: [{from: [{addresses: [10.0.0.1]}, {podSelector: {}}]}]}\n";
+    let wanted = "spec.rules[0].from[1]: selects pods, and nothing here tells of any; start outrigger-control with \
+                  --registry kubernetes, or use addresses";
+    assert!(contradictions(text)[0].ends_with(wanted), "{:?}", contradictions(text));
+    assert!(linked_with(text, Arc::new(Workloads::new([], BTreeMap::new()))).1.is_empty());
 }

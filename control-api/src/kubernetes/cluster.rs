@@ -12,7 +12,7 @@
 //! Limits: 60 s to the first view; events wait in a queue of 1,024.
 //! Cancel: dropping a [`Cluster`] ends its tasks.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -37,7 +37,7 @@ use super::report::report;
 use super::store::{ClusterStore, resource_of};
 use super::watch::{Event, Pulse, PulseView, follow};
 use crate::ads::Roster;
-use crate::model::{Kind, PolicySet};
+use crate::model::{Kind, PolicySet, Workloads};
 use crate::store::Registered;
 
 const FIRST_VIEW_WITHIN: Duration = Duration::from_secs(60);
@@ -342,7 +342,9 @@ async fn keep(kept: Kept, mut seen: mpsc::Receiver<Seen>, wanted: usize, outlets
         if listed.len() < wanted {
             continue;
         }
-        let workloads = kept.pods().refresh();
+        // A cluster without any is followed too.
+        let none = || is_first.then(|| Workloads::new([], BTreeMap::new()));
+        let workloads = kept.pods().refresh().or_else(none);
         let is_changed = kept.registry().refresh() || workloads.is_some() || is_first;
         // Most of what is heard of pods and slices is their status: nothing here hangs on it.
         if !is_changed && !has_policy {
@@ -355,7 +357,7 @@ async fn keep(kept: Kept, mut seen: mpsc::Receiver<Seen>, wanted: usize, outlets
             outlets.registered.send_replace(registered.clone());
         }
         let mut policies = kept.policies();
-        if policies.settle(&registered.objects) || is_first {
+        if policies.settle(&registered) || is_first {
             outlets.stored.send_replace(Arc::new(policies.set()));
         }
         outlets.standing.send_replace(Arc::new(policies.standing()));

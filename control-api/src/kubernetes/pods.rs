@@ -5,16 +5,18 @@
 //! Tests: foot (orders of events, changes that change nothing).
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde::Deserialize;
 
 use super::registry::{Name, name_of};
 use super::watch::Event;
-use crate::model::workload::Labels;
+use crate::inject::PROXY_CONTAINER;
+use crate::model::workload::{Labels, Probe};
 use crate::model::{Workload, Workloads};
 
 /// The fields of a Pod that are read.
@@ -32,6 +34,48 @@ pub(super) struct PodView {
 struct SpecView {
     host_network: Option<bool>,
     service_account_name: Option<String>,
+    containers: Option<Vec<ContainerView>>,
+    init_containers: Option<Vec<ContainerView>>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ContainerView {
+    #[serde(default)]
+    name: String,
+    ports: Option<Vec<PortView>>,
+    liveness_probe: Option<ProbeView>,
+    readiness_probe: Option<ProbeView>,
+    startup_probe: Option<ProbeView>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct PortView {
+    name: Option<String>,
+    #[serde(default)]
+    container_port: i32,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ProbeView {
+    http_get: Option<HttpGetView>,
+    grpc: Option<GrpcView>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+struct HttpGetView {
+    port: IntOrString,
+    path: Option<String>,
+    scheme: Option<String>,
+    host: Option<String>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+struct GrpcView {
+    #[serde(default)]
+    port: i32,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -149,13 +193,50 @@ fn read(pod: PodView) -> Option<Workload> {
     addresses.sort_unstable();
     addresses.dedup();
     let (namespace, name) = name_of(&pod.metadata);
+    let probes = probes_of(&pod.spec);
     Some(Workload {
         namespace,
         name,
         service_account: pod.spec.service_account_name.unwrap_or_else(|| "default".to_owned()),
         labels: pod.metadata.labels.unwrap_or_default(),
         addresses,
+        probes,
     })
+}
+
+/// What the node asks the pod. What is encrypted nobody but the pod can read, and elsewhere is not asked of the pod.
+fn probes_of(spec: &SpecView) -> Vec<Probe> {
+    let containers = [&spec.containers, &spec.init_containers].into_iter().flatten().flatten();
+    // What is asked of the proxy does not pass through it.
+    let containers = containers.filter(|container| container.name != PROXY_CONTAINER);
+    let asked = containers.flat_map(|container| {
+        let probes = [&container.liveness_probe, &container.readiness_probe, &container.startup_probe];
+        probes
+            .into_iter()
+            .flatten()
+            .filter_map(|probe| read_probe(probe, container.ports.as_deref().unwrap_or_default()))
+    });
+    asked.collect::<BTreeSet<_>>().into_iter().collect()
+}
+
+fn read_probe(probe: &ProbeView, ports: &[PortView]) -> Option<Probe> {
+    if let Some(GrpcView { port }) = probe.grpc {
+        // The gRPC health checking protocol's one call.
+        let path = "/grpc.health.v1.Health/Check".to_owned();
+        return Some(Probe { port: u16::try_from(port).ok()?, method: "POST", path });
+    }
+    let get = probe.http_get.as_ref()?;
+    if get.scheme.as_deref().is_some_and(|scheme| scheme != "HTTP") || get.host.is_some() {
+        return None;
+    }
+    let number = match &get.port {
+        IntOrString::Int(number) => *number,
+        IntOrString::String(name) => ports.iter().find(|port| port.name.as_ref() == Some(name))?.container_port,
+    };
+    let written = get.path.as_deref().unwrap_or_default();
+    let path = written.split(['?', '#']).next().unwrap_or_default();
+    let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
+    Some(Probe { port: u16::try_from(number).ok()?, method: "GET", path })
 }
 
 #[cfg(test)]
@@ -197,6 +278,37 @@ mod tests {
         assert_eq!((cart.name.as_str(), cart.service_account.as_str()), ("cart", "seller"));
         assert_eq!(cart.labels.get("app").map(String::as_str), Some("cart"));
         assert_eq!(cart.addresses.len(), 2);
+    }
+
+    #[test]
+    fn what_a_node_asks_is_known_by_port_method_and_path() {
+        let spec = json!({ "spec": {
+            "containers": [{
+                "name": "app", "image": "shop", "ports": [{ "name": "web", "containerPort": 8080 }],
+                "livenessProbe": { "httpGet": { "port": "web", "path": "/live?deep=1" } },
+                "readinessProbe": { "httpGet": { "port": 8081 } },
+                "startupProbe": { "httpGet": { "port": 8443, "path": "/live", "scheme": "HTTPS" } },
+            }],
+            "initContainers": [
+                { "name": "outrigger-proxy", "image": "x", "startupProbe": { "httpGet": { "port": 15021, "path": "/ready" } } },
+                { "name": "side", "image": "shop", "startupProbe": { "grpc": { "port": 50051 } } },
+                { "name": "other", "image": "shop", "livenessProbe": { "tcpSocket": { "port": 3306 } },
+                  "readinessProbe": { "httpGet": { "port": 80, "path": "/x", "host": "elsewhere" } },
+                  "startupProbe": { "httpGet": { "port": "nowhere" } } },
+            ],
+        }});
+        let mut pods = Pods::default();
+        pods.take_pod(Event::Applied(pod("cart", spec)));
+        let workloads = pods.refresh().expect("a change");
+        let probe = |port, method, path: &str| Probe { port, method, path: path.to_owned() };
+        assert_eq!(
+            workloads.iter().next().expect("a pod").probes,
+            [
+                probe(8080, "GET", "/live"),
+                probe(8081, "GET", "/"),
+                probe(50051, "POST", "/grpc.health.v1.Health/Check"),
+            ]
+        );
     }
 
     #[test]

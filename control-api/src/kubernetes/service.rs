@@ -2,13 +2,13 @@
 //! Shape: pure; [`build_upstreams`] gives objects that went through `model`'s parser, or why there are none.
 //!
 //! ```text
-//! conditions of an endpoint      ready ─▶ Unknown     not ready: serving and terminating ─▶ Draining, else left out
+//! conditions of an endpoint      ready ─▶ Unknown     not ready: serving and terminating ─▶ Draining, else not used
 //! ```
 //! Errors: [`Skip`] for a whole Service; a single port that cannot be one is left out with its reason.
 //! Limits: TCP only. A name of more than 63 characters (`<service>-<port>`) is no name of an Upstream.
 //! Source: Kubernetes, EndpointSlice conditions (KEP-1672); appProtocol (KEP-1507, KEP-3726).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 use serde_json::{Value, json};
 
 use crate::model::object::{is_dns_label, parse_manifest};
-use crate::model::{Object, ObjectKey};
+use crate::model::{Object, ObjectKey, Spec};
 
 /// Why a Service, or one of its ports, is no Upstream.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -67,7 +67,11 @@ pub(super) fn build_upstreams<'a>(
         let document = describe(service, port, slices.clone());
         match parse_manifest(&document, None) {
             Ok(manifest) => {
-                let (key, spec, body) = (manifest.key, manifest.spec, manifest.body);
+                let (key, mut spec, body) = (manifest.key, manifest.spec, manifest.body);
+                if let Spec::Upstream(upstream) = &mut spec {
+                    let used = upstream.endpoints.iter().map(|one| one.address).collect::<BTreeSet<_>>();
+                    upstream.not_ready = addresses_of(port, slices.clone()).difference(&used).copied().collect();
+                }
                 let object = Object { key: key.clone(), spec, body, created: 0, changed: 0, generation: 1 };
                 derived.objects.push((key, Arc::new(object)));
             }
@@ -130,22 +134,39 @@ fn protocol_of(port: &ServicePort) -> &'static str {
     }
 }
 
+/// The number that a port of a Service has in a slice.
+fn number_in(slice: &EndpointSlice, port: &ServicePort) -> Option<u16> {
+    let wanted = port.name.as_deref().unwrap_or_default();
+    let is_it = |of: &&k8s_openapi::api::discovery::v1::EndpointPort| {
+        of.name.as_deref().unwrap_or_default() == wanted
+            && of.protocol.as_deref().is_none_or(|protocol| protocol == "TCP")
+    };
+    let number = slice.ports.iter().flatten().find(is_it).and_then(|of| of.port)?;
+    u16::try_from(number).ok().filter(|number| *number > 0)
+}
+
+fn parsed(endpoint: &Endpoint) -> impl Iterator<Item = IpAddr> {
+    endpoint.addresses.iter().filter_map(|address| address.parse().ok())
+}
+
+/// All addresses behind a port, whether they are used or not.
+fn addresses_of<'a>(port: &ServicePort, slices: impl Iterator<Item = &'a EndpointSlice>) -> BTreeSet<SocketAddr> {
+    let of = |slice: &'a EndpointSlice| {
+        let number = number_in(slice, port);
+        let at = move |address| Some(SocketAddr::new(address, number?));
+        slice.endpoints.iter().flat_map(parsed).filter_map(at)
+    };
+    slices.flat_map(of).collect()
+}
+
 fn endpoints_of<'a>(port: &ServicePort, slices: impl Iterator<Item = &'a EndpointSlice>) -> Vec<Value> {
     let mut found: BTreeMap<SocketAddr, (bool, String)> = BTreeMap::new();
-    let wanted = port.name.as_deref().unwrap_or_default();
     for slice in slices {
-        let is_it = |of: &&k8s_openapi::api::discovery::v1::EndpointPort| {
-            of.name.as_deref().unwrap_or_default() == wanted
-                && of.protocol.as_deref().is_none_or(|protocol| protocol == "TCP")
-        };
-        let number = slice.ports.iter().flatten().find(is_it).and_then(|of| of.port);
-        let Some(number) = number.and_then(|number| u16::try_from(number).ok()).filter(|number| *number > 0) else {
-            continue;
-        };
+        let Some(number) = number_in(slice, port) else { continue };
         for endpoint in &slice.endpoints {
             let Some(is_draining) = standing_of(endpoint) else { continue };
             let zone = endpoint.zone.as_deref().filter(|zone| is_dns_label(zone)).unwrap_or_default();
-            for address in endpoint.addresses.iter().filter_map(|address| address.parse::<IpAddr>().ok()) {
+            for address in parsed(endpoint) {
                 let entry = (is_draining, zone.to_owned());
                 // While an endpoint moves between slices it is in both; one that is in use is believed.
                 let known = found.entry(SocketAddr::new(address, number)).or_insert_with(|| entry.clone());
@@ -227,6 +248,8 @@ mod tests {
         assert_eq!(derived.skipped, []);
         let [(key, _)] = derived.objects.as_slice() else { panic!("one port over TCP: {derived:?}") };
         assert_eq!(key.to_string(), "Upstream shop/orders-80");
+        let Spec::Upstream(upstream) = &derived.objects[0].1.spec else { panic!("{derived:?}") };
+        assert_eq!(upstream.not_ready, ["10.0.0.3:8080", "10.0.0.4:8080"].map(|one| one.parse().expect("an address")));
         assert_eq!(
             described(&orders, &[four, six])[0],
             json!({

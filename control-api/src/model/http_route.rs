@@ -311,7 +311,7 @@ fn refuse_contradictions(fields: &Fields<'_>, filters: &[Filter], backends: &[Ba
     }
 }
 
-const METHODS: [(&str, &str); 9] = [
+pub(super) const METHODS: [(&str, &str); 9] = [
     ("GET", "GET"),
     ("HEAD", "HEAD"),
     ("POST", "POST"),
@@ -342,7 +342,7 @@ enum PathKind {
     Regex,
 }
 
-fn parse_path(at: &Cursor<'_>) -> Option<PathMatch> {
+pub(super) fn parse_path(at: &Cursor<'_>) -> Option<PathMatch> {
     let fields = at.fields(&["type", "value"])?;
     let words = [("Exact", PathKind::Exact), ("PathPrefix", PathKind::Prefix), ("RegularExpression", PathKind::Regex)];
     let kind = match fields.optional("type") {

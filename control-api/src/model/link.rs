@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 
+use super::access_policy::AccessPolicy;
 use super::http_route::{BackendRef, HttpRoute, Rule};
 use super::object::{Kind, Object, ObjectKey, PolicySet, Spec};
 use super::problem::{Problem, nearest};
@@ -26,6 +27,9 @@ pub fn find_contradictions(set: &PolicySet, touched: &Touched) -> Vec<Problem> {
         let mut found = match &object.spec {
             Spec::GrpcRoute(route) | Spec::HttpRoute(route) => {
                 [backend_problems(set, &services, route), hostname_problems(&owners, route)].concat()
+            }
+            Spec::AccessPolicy(policy) => {
+                [target_problems(set, &services, object, &policy.targets), pod_problems(set, policy)].concat()
             }
             Spec::TrafficPolicy(policy) => target_problems(set, &services, object, &policy.targets),
             Spec::RateLimit(limit) => target_problems(set, &services, object, &limit.targets),
@@ -57,6 +61,7 @@ pub fn referrers(before: &PolicySet, set: &PolicySet, key: &ObjectKey) -> Vec<Ob
                 let mut backends = route.rules.iter().flat_map(|rule| &rule.backends);
                 key.kind == Kind::Upstream && backends.any(|backend| services.backend(backend) == Some(key))
             }
+            Spec::AccessPolicy(policy) => refers(&object.key, &policy.targets),
             Spec::TrafficPolicy(policy) => refers(&object.key, &policy.targets),
             Spec::RateLimit(limit) => refers(&object.key, &limit.targets),
             Spec::Upstream(_) => false,
@@ -195,6 +200,22 @@ fn target_problems(set: &PolicySet, services: &Services<'_>, object: &Object, ta
     problems
 }
 
+/// Pods that nobody tells of: a denial that names them would deny nobody.
+fn pod_problems(set: &PolicySet, policy: &AccessPolicy) -> Vec<Problem> {
+    if set.workloads.is_followed() {
+        return Vec::new();
+    }
+    let asks = |rule: &super::access_policy::Rule| rule.from.iter().position(|source| source.pods.is_some());
+    let first = policy.rules.iter().enumerate().find_map(|(index, rule)| Some((index, asks(rule)?)));
+    let problem = first.map(|(rule, source)| Problem {
+        path: format!("spec.rules[{rule}].from[{source}]"),
+        message: "selects pods, and nothing here tells of any".to_owned(),
+        remedy: Some("start outrigger-control with --registry kubernetes, or use addresses".to_owned()),
+        ..Problem::default()
+    });
+    problem.into_iter().collect()
+}
+
 /// What is wrong with a target that is a service, and in which of its fields.
 fn service_target_problem(
     services: &Services<'_>,
@@ -244,7 +265,7 @@ fn setting_conflicts(set: &PolicySet, services: &Services<'_>, touched: &Touched
         let (targets, settings) = match &object.spec {
             Spec::TrafficPolicy(policy) => (&policy.targets, policy_settings(policy)),
             Spec::RateLimit(limit) => (&limit.targets, vec![("limit", "spec.requests")]),
-            Spec::GrpcRoute(_) | Spec::HttpRoute(_) | Spec::Upstream(_) => continue,
+            Spec::AccessPolicy(_) | Spec::GrpcRoute(_) | Spec::HttpRoute(_) | Spec::Upstream(_) => continue,
         };
         for target in targets {
             // A policy on a port is nearer than one on its service, so the two do not contradict each other.

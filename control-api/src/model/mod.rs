@@ -7,6 +7,7 @@
 //! Source: Gateway API v1 (HTTPRoute, GRPCRoute, GAMMA's parentRef to a Service); Envoy's ranges for knobs.
 //! Tests: foot of each file, `tests.rs` for the bad-value classes.
 
+pub mod access_policy;
 pub mod cursor;
 pub mod document;
 pub mod duration;

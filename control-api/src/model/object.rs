@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
+use super::access_policy::{AccessPolicy, parse_access_policy};
 use super::cursor::{Cursor, Report};
 use super::grpc_route::parse_grpc_route;
 use super::http_route::{HttpRoute, parse_http_route};
@@ -24,6 +25,8 @@ pub const GATEWAY_API: &str = "gateway.networking.k8s.io/v1";
 /// The kinds of policy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
+    /// Who may call whom.
+    AccessPolicy,
     /// Gateway API: which call of gRPC goes where.
     GrpcRoute,
     /// Gateway API: which request goes where.
@@ -38,12 +41,14 @@ pub enum Kind {
 
 impl Kind {
     /// All kinds, in the order in which they are listed.
-    pub const ALL: [Self; 5] = [Self::GrpcRoute, Self::HttpRoute, Self::RateLimit, Self::TrafficPolicy, Self::Upstream];
+    pub const ALL: [Self; 6] =
+        [Self::AccessPolicy, Self::GrpcRoute, Self::HttpRoute, Self::RateLimit, Self::TrafficPolicy, Self::Upstream];
 
     /// The name as written in a document.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::AccessPolicy => "AccessPolicy",
             Self::GrpcRoute => "GRPCRoute",
             Self::HttpRoute => "HTTPRoute",
             Self::RateLimit => "RateLimit",
@@ -57,7 +62,7 @@ impl Kind {
     pub fn api_version(self) -> &'static str {
         match self {
             Self::GrpcRoute | Self::HttpRoute => GATEWAY_API,
-            Self::RateLimit | Self::TrafficPolicy | Self::Upstream => OUTRIGGER_API,
+            Self::AccessPolicy | Self::RateLimit | Self::TrafficPolicy | Self::Upstream => OUTRIGGER_API,
         }
     }
 
@@ -112,6 +117,8 @@ impl fmt::Display for ObjectKey {
 /// The parsed body of an object.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Spec {
+    /// See [`AccessPolicy`].
+    AccessPolicy(AccessPolicy),
     /// See [`HttpRoute`].
     GrpcRoute(HttpRoute),
     /// See [`HttpRoute`].
@@ -130,7 +137,7 @@ impl Spec {
     pub fn as_route(&self) -> Option<&HttpRoute> {
         match self {
             Self::GrpcRoute(route) | Self::HttpRoute(route) => Some(route),
-            Self::RateLimit(_) | Self::TrafficPolicy(_) | Self::Upstream(_) => None,
+            Self::AccessPolicy(_) | Self::RateLimit(_) | Self::TrafficPolicy(_) | Self::Upstream(_) => None,
         }
     }
 }
@@ -192,6 +199,14 @@ pub struct PolicySet {
 }
 
 impl PolicySet {
+    /// All access policies.
+    pub fn access_policies(&self) -> impl Iterator<Item = (&Object, &AccessPolicy)> {
+        self.objects.values().filter_map(|object| match &object.spec {
+            Spec::AccessPolicy(policy) => Some((object.as_ref(), policy)),
+            _ => None,
+        })
+    }
+
     /// All upstreams.
     pub fn upstreams(&self) -> impl Iterator<Item = (&Object, &Upstream)> {
         self.objects.values().filter_map(|object| match &object.spec {
@@ -246,6 +261,7 @@ fn walk_manifest(root: &Cursor<'_>, document: Option<usize>) -> Option<Manifest>
     }
     let spec = fields.required("spec")?;
     let spec = match kind? {
+        Kind::AccessPolicy => parse_access_policy(&spec, &metadata.as_ref()?.0.namespace).map(Spec::AccessPolicy),
         Kind::GrpcRoute => parse_grpc_route(&spec, &metadata.as_ref()?.0.namespace).map(Spec::GrpcRoute),
         Kind::HttpRoute => parse_http_route(&spec, &metadata.as_ref()?.0.namespace).map(Spec::HttpRoute),
         Kind::RateLimit => parse_rate_limit(&spec).map(Spec::RateLimit),

@@ -177,10 +177,24 @@ pub fn parse_rate_limit(at: &Cursor<'_>) -> Option<RateLimit> {
 }
 
 fn parse_targets(fields: &Fields<'_>) -> Vec<TargetRef> {
+    let [http, grpc] = [Kind::HttpRoute, Kind::GrpcRoute].map(|kind| (kind.as_str(), (kind, false)));
+    parse_targets_of(fields, &[&[http, grpc], &OWN_TARGETS[..]].concat())
+}
+
+/// Targets that are Upstreams or Services.
+pub(super) fn parse_own_targets(fields: &Fields<'_>) -> Vec<TargetRef> {
+    parse_targets_of(fields, &OWN_TARGETS)
+}
+
+/// The kinds of target that have endpoints, and whether each is a Service.
+const OWN_TARGETS: [(&str, (Kind, bool)); 2] =
+    [("Upstream", (Kind::Upstream, false)), ("Service", (Kind::Upstream, true))];
+
+fn parse_targets_of(fields: &Fields<'_>, kinds: &[(&str, (Kind, bool))]) -> Vec<TargetRef> {
     let items = fields.required("targetRefs").map(|at| at.items(1..=64)).unwrap_or_default();
     let mut targets = Vec::new();
     for at in items {
-        let Some(target) = parse_target(&at) else { continue };
+        let Some(target) = parse_target(&at, kinds) else { continue };
         if targets.contains(&target) {
             at.refuse("this target is in the list twice");
         }
@@ -189,12 +203,9 @@ fn parse_targets(fields: &Fields<'_>) -> Vec<TargetRef> {
     targets
 }
 
-fn parse_target(at: &Cursor<'_>) -> Option<TargetRef> {
+fn parse_target(at: &Cursor<'_>, kinds: &[(&str, (Kind, bool))]) -> Option<TargetRef> {
     let fields = at.fields(&["group", "kind", "name", "sectionName"])?;
-    let [http, grpc, upstream] =
-        [Kind::HttpRoute, Kind::GrpcRoute, Kind::Upstream].map(|kind| (kind.as_str(), (kind, false)));
-    let words = [http, grpc, upstream, ("Service", (Kind::Upstream, true))];
-    let (kind, is_service) = match fields.required("kind").and_then(|at| at.choice(&words)) {
+    let (kind, is_service) = match fields.required("kind").and_then(|at| at.choice(kinds)) {
         Some((kind, is_service)) => (Some(kind), is_service),
         None => (None, false),
     };

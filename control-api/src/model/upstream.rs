@@ -28,6 +28,9 @@ pub struct Upstream {
     pub addresses: Vec<IpAddr>,
     /// The endpoints; none is allowed and answers 503.
     pub endpoints: Vec<Endpoint>,
+    /// Addresses that get no requests, as those that are not ready yet: known so that their own proxies treat them as what
+    /// they are going to be. Only a registry tells of them.
+    pub not_ready: Vec<SocketAddr>,
     /// How one is chosen.
     pub balancing: Balancing,
     /// What its endpoints speak.
@@ -201,6 +204,7 @@ pub fn parse_upstream(at: &Cursor<'_>) -> Option<Upstream> {
         port_name: fields.optional("portName").and_then(|at| at.text(is_dns_label, LABEL_RULE)),
         addresses: parse_addresses(&fields),
         endpoints: parse_endpoints(&fields),
+        not_ready: Vec::new(),
         balancing: parse_balancing(&fields),
         protocol: protocol?,
         connect_timeout: connect?,

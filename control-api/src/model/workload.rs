@@ -11,7 +11,7 @@ use std::net::IpAddr;
 pub type Labels = BTreeMap<String, String>;
 
 /// A pod, as selectors see it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Workload {
     /// Its namespace.
     pub namespace: String,
@@ -23,11 +23,25 @@ pub struct Workload {
     pub labels: Labels,
     /// Its addresses, one a family.
     pub addresses: Vec<IpAddr>,
+    /// What its node asks it to see whether it is well; those of plain HTTP and gRPC.
+    pub probes: Vec<Probe>,
+}
+
+/// A request by which a node sees whether a pod is well.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Probe {
+    /// The pod's port.
+    pub port: u16,
+    /// The method.
+    pub method: &'static str,
+    /// The path, without a query.
+    pub path: String,
 }
 
 /// The pods and namespaces of a cluster; empty where no registry tells of any.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Workloads {
+    is_followed: bool,
     /// In the order of namespace and name.
     all: Vec<Workload>,
     by_address: BTreeMap<IpAddr, usize>,
@@ -46,7 +60,13 @@ impl Workloads {
                 by_address.entry(*address).or_insert(index);
             }
         }
-        Self { all, by_address, namespaces }
+        Self { is_followed: true, all, by_address, namespaces }
+    }
+
+    /// Whether anybody tells of pods, be there any or none.
+    #[must_use]
+    pub fn is_followed(&self) -> bool {
+        self.is_followed
     }
 
     /// All of them, by namespace and name.
@@ -78,6 +98,7 @@ mod tests {
             service_account: "default".to_owned(),
             labels: [("app".to_owned(), name.to_owned())].into(),
             addresses: addresses.iter().map(|text| text.parse().expect("an address")).collect(),
+            probes: Vec::new(),
         }
     }
 

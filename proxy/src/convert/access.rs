@@ -39,6 +39,8 @@ pub(super) fn of_requests(filter: At<'_, http::Rbac>) -> Option<AccessRules> {
 pub(super) fn of_connections(filter: At<'_, network::Rbac>) -> Option<AccessRules> {
     refuse_set(at!(filter.matcher), NO_TREE);
     refuse_set(at!(filter.shadow_matcher), NO_TREE);
+    // Calls are counted by listener; Envoy wants the name all the same.
+    at!(filter.stat_prefix).named()?;
     // What may be asked of a connection stays as it is while it lives: once is as good as always.
     at!(filter.enforcement_type).one_of::<network::rbac::EnforcementType>();
     rules((at!(filter.rules), at!(filter.shadow_rules)), Place::Connection)

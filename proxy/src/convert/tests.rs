@@ -1115,6 +1115,10 @@ fn what_our_own_control_plane_compiles_is_taken_whole() {
         }
     }
     assert!(taken > 8, "{taken}");
+    let guarded = include_str!("../../../control-api/src/compile/golden/access.xds.yaml").replace('\n', "\n  ");
+    let resource =
+        json::from_yaml::<DiscoveryResponse>(&format!("resources:\n- {guarded}")).unwrap().resources.remove(0);
+    assert_eq!(outcome(listener(&resource.value)), (None, Vec::new()));
 }
 
 fn outcome<T>(converted: Converted<T>) -> (Option<String>, Vec<String>) {

@@ -62,6 +62,44 @@ fn one_bootstrap_file_starts_envoy_and_us_and_both_behave_alike() {
     assert_eq!(limited(theirs), [200, 200, 429, 429]);
 }
 
+fn envoy_has_all_of_it(envoy: &Envoy) {
+    // The whole dump: one resource with a type that Envoy does not know would make all of it fail.
+    let dump = envoy.admin_text("/config_dump");
+    for part in [
+        "one.default",
+        "two.default",
+        "outlier_detection",
+        "circuit_breakers",
+        "\"outbound\"",
+        "\"inbound\"",
+        "local_ratelimit",
+        "outrigger.policy.v1.RoutePolicy",
+        "explicit_http_config",
+        "use_downstream_protocol_config",
+        "shop.v1.Ledger",
+        "grpc_timeout_header_max",
+        "upgrade_configs",
+        "default/closed/0",
+        "default/own/0",
+    ] {
+        assert!(dump.contains(part), "Envoy's config_dump does not show {part}: {dump}");
+    }
+}
+
+fn envoy_asks_who_may_call(control: &Control, inbound: std::net::SocketAddr) {
+    let access = |name: &str, spec: &str| {
+        format!("---\napiVersion: outrigger.dev/v1\nkind: AccessPolicy\nmetadata: {{ name: {name} }}\nspec: {spec}\n")
+    };
+    let closed = access("closed", "{ action: Deny, rules: [{ to: [{ paths: [{ value: /admin }] }] }] }");
+    let own =
+        "{ rules: [{ from: [{ addresses: [127.0.0.0/8], notAddresses: [127.6.6.6] }], to: [{ methods: [GET] }] }] }";
+    control.apply_and_wait(&(closed + &access("own", own))).unwrap();
+    wait_for("Envoy to know who may call", Duration::from_secs(10), || {
+        let answer = downstream::get(inbound, "/admin/users").map_err(|error| error.to_string())?;
+        if answer.status == 403 { Ok(()) } else { Err(answer.status.to_string()) }
+    });
+}
+
 #[test]
 #[ignore = "needs envoy: make interop"]
 fn envoy_runs_under_our_control_plane() {
@@ -123,25 +161,9 @@ fn envoy_runs_under_our_control_plane() {
         if text == "two" { Ok(()) } else { Err(text) }
     });
     assert_eq!(downstream::get(envoy.listener("inbound"), "/").unwrap().text(), "application");
-    // The whole dump: one resource with a type that Envoy does not know would make all of it fail.
-    let dump = envoy.admin_text("/config_dump");
-    for part in [
-        "one.default",
-        "two.default",
-        "outlier_detection",
-        "circuit_breakers",
-        "\"outbound\"",
-        "\"inbound\"",
-        "local_ratelimit",
-        "outrigger.policy.v1.RoutePolicy",
-        "explicit_http_config",
-        "use_downstream_protocol_config",
-        "shop.v1.Ledger",
-        "grpc_timeout_header_max",
-        "upgrade_configs",
-    ] {
-        assert!(dump.contains(part), "Envoy's config_dump does not show {part}: {dump}");
-    }
+    envoy_asks_who_may_call(&control, envoy.listener("inbound"));
+    assert_eq!(downstream::get(envoy.listener("inbound"), "/").unwrap().text(), "application");
+    envoy_has_all_of_it(&envoy);
     let stats = envoy.admin_text("/stats?filter=update_rejected");
     let rejected: Vec<&str> = stats.lines().filter(|line| !line.ends_with(": 0")).collect();
     assert!(rejected.is_empty(), "Envoy refused something: {rejected:?}\n{:?}", envoy.process().log());

@@ -13,6 +13,7 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod access;
 mod mesh;
 mod rollout;
 
@@ -85,6 +86,8 @@ fn captured_pods_are_a_mesh(setup: &Setup, driver: &str) {
         let outside = Upstream::start_at((mesh.node.place.address, 0).into(), |_| Answer::status(200).body("outside"));
         let passed = shopper.place.inside(|| get(outside.address(), "/"));
         assert_eq!(passed.unwrap(), "outside");
+
+        access::who_may_call(mesh, (&orders, &shopper), address);
 
         // Policy, as kubectl would apply it: it runs, and the resource says so.
         mesh.kube.apply(&route("orders", "one")).unwrap();

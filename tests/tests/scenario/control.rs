@@ -139,6 +139,41 @@ on_both_drivers! {
         let response = outrigger_tests::world::downstream::get(proxy.listener("inbound"), "/any").unwrap();
         assert_eq!(response.text(), "application");
     }
+
+    fn who_may_call_is_policy_too(io) {
+        let app = Upstream::named("application");
+        let control = Control::start();
+        let role = json!({
+            "namespace": "default",
+            "inbound": { "listen": "127.0.0.1:0", "app": app.address().to_string(), "service": "orders" },
+        });
+        let proxy = Proxy::start(&ProxySetup::new(io, resource::dynamic("orders-0", control.xds(), role)));
+        let policy = |name: &str, spec: &str| {
+            format!("---\napiVersion: outrigger.dev/v1\nkind: AccessPolicy\nmetadata: {{ name: {name} }}\nspec: {spec}\n")
+        };
+        let ask = |path: &str| outrigger_tests::world::downstream::get(proxy.listener("inbound"), path).unwrap();
+        let denies = "{ targetRefs: [{ kind: Service, name: orders }], action: Deny, rules: [{ to: [{ paths: [{ value: /admin }] }] }] }";
+        control.apply_and_wait(&(upstream_yaml("orders", &app) + &policy("no-admin", denies))).unwrap();
+        assert_eq!(ask("/any").text(), "application");
+        for path in ["/admin", "/admin/users?id=1", "//admin", "/x/../admin", "/%61dmin"] {
+            let refused = ask(path);
+            assert_eq!((refused.status, refused.fault_kind()), (403, "local/authorize/denied".to_owned()), "{path}");
+            assert_eq!(refused.fault()["rule"], "default/no-admin/0", "{path}");
+        }
+        assert_eq!(ask("/x/..%2fadmin").status, 400, "which application reads what is open: nobody is asked");
+        assert_eq!(ask("/administrator").text(), "application");
+
+        // Allowed from elsewhere only: from here no longer; then by audit, which only counts.
+        let allows = "{ rules: [{ from: [{ addresses: [10.0.0.0/8] }] }] }";
+        control.apply_and_wait(&policy("inside", allows)).unwrap();
+        assert_eq!(ask("/any").status, 403);
+        control.apply_and_wait(&policy("inside", &allows.replace("{ rules", "{ mode: Audit, rules"))).unwrap();
+        assert_eq!(ask("/any").text(), "application");
+        let labels = [("listener", "inbound"), ("verdict", "shadow_denied")];
+        assert!(proxy.metric("outrigger_listener_access_total", &labels) >= 1.0);
+        control.apply_and_wait(&policy("inside", "{ rules: [{ from: [{ addresses: [127.0.0.0/8] }] }] }")).unwrap();
+        assert_eq!((ask("/any").text(), ask("/admin").status), ("application".to_owned(), 403));
+    }
 }
 
 #[test]

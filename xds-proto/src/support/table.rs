@@ -801,7 +801,7 @@ pub static TABLE: &[Row] = &[
             ("rules", Serve),
             ("shadow_rules", Serve),
             ("shadow_rules_stat_prefix", Ignore),
-            ("stat_prefix", Ignore),
+            ("stat_prefix", Serve),
         ],
     ),
     row(

@@ -269,6 +269,18 @@ fn summary(object: &Value) -> String {
             let parents = names("/spec/parentRefs", "name");
             format!("for {parents}; {rules} rule(s) to {}", backends.join(","))
         }
+        "AccessPolicy" => {
+            let word = |pointer, default| object.pointer(pointer).and_then(Value::as_str).unwrap_or(default);
+            let rules = list("/spec/rules").map_or(0, Vec::len);
+            let at = if list("/spec/targetRefs").is_some() {
+                names("/spec/targetRefs", "name")
+            } else {
+                "every pod".to_owned()
+            };
+            let is_audit = word("/spec/mode", "Enforce") == "Audit";
+            let mode = if is_audit { ", counted only" } else { "" };
+            format!("{} by {rules} rule(s) at {at}{mode}", word("/spec/action", "Allow"))
+        }
         "Upstream" => format!("{} endpoint(s)", list("/spec/endpoints").map_or(0, Vec::len)),
         "RateLimit" => {
             let requests = object.pointer("/spec/requests").cloned().unwrap_or_default();

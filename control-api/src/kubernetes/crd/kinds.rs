@@ -15,6 +15,112 @@ const ADDRESS_PATTERN: &str = "^((25[0-5]|24[0-9]|22[0-3]|2[01][0-9]|1[0-9][0-9]
     ([.](25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])){3}|\\[[0-9a-fA-F:.]+\\])\
     :0*([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])$";
 
+/// `spec` of an AccessPolicy.
+pub(super) fn access_policy() -> Schema {
+    let rule = Schema::object(
+        "Calls from one of these to one of those.",
+        optionals(vec![
+            ("from", Schema::list("Who calls: one of these; anyone where absent.", source(), 1..=16)),
+            ("to", Schema::list("What is asked for: one of these; anything where absent.", operation(), 1..=16)),
+        ]),
+    );
+    Schema::object(
+        "Who may call the services that it attaches to, or the pods of its namespace.",
+        optionals(vec![
+            ("targetRefs", target_refs(&OWN_TARGETS)),
+            (
+                "action",
+                Schema::choice(
+                    "What becomes of a call that a rule matches. Denials come first; where a policy allows, what none \
+                     allows is denied.",
+                    &["Allow", "Deny"],
+                )
+                .default("Allow"),
+            ),
+            (
+                "mode",
+                Schema::choice("Audit counts what would be refused, and refuses nothing.", &["Enforce", "Audit"])
+                    .default("Enforce"),
+            ),
+            ("rules", Schema::list("Without any, nobody is allowed, or everybody denied.", rule, 0..=32)),
+        ]),
+    )
+}
+
+fn source() -> Schema {
+    let account = Schema::text("A service account of this namespace, or NAMESPACE/NAME.", 317)
+        .pattern("^([a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?/)?[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?([.][a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)*$");
+    let blocks = |doc: &str| {
+        let block = Schema::text("An IP address, or a block such as 10.0.0.0/8 or fd00::/64.", 49)
+            .rule("isIP(self) || isCIDR(self)", "must be an IP address or a block of them");
+        Schema::list(doc, block, 1..=64)
+    };
+    let parts = ["namespaces", "namespaceSelector", "podSelector", "serviceAccounts", "addresses", "notAddresses"];
+    Schema::object(
+        "Who calls, by its pod or its address; all that is set must hold.",
+        optionals(vec![
+            ("namespaces", Schema::list("Pods of one of these namespaces.", Schema::label("A namespace."), 1..=64)),
+            (
+                "namespaceSelector",
+                selector("Pods of namespaces with these labels; all namespaces where there are none."),
+            ),
+            ("podSelector", selector("Pods with these labels; of this namespace, where nothing else says of which.")),
+            ("serviceAccounts", Schema::list("Pods that run as one of these accounts.", account, 1..=64)),
+            ("addresses", blocks("Callers at one of these addresses.")),
+            ("notAddresses", blocks("Callers at none of these addresses.")),
+        ]),
+    )
+    .rule(&any_of(&parts), "sets nothing")
+    .rule(
+        "!has(self.namespaces) || !has(self.namespaceSelector)",
+        "namespaces and namespaceSelector exclude each other",
+    )
+}
+
+fn selector(doc: &str) -> Schema {
+    let value =
+        Schema::text("A label's value.", 63).pattern("^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$").may_be_empty();
+    Schema::object(doc, vec![optional("matchLabels", Schema::map("Labels, all of which it must have.", value, 64))])
+}
+
+fn operation() -> Schema {
+    let methods = ["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"];
+    let path = Schema::object(
+        "A path, without a query.",
+        vec![
+            optional(
+                "type",
+                Schema::choice("How it matches.", &["Exact", "PathPrefix", "RegularExpression"]).default("PathPrefix"),
+            ),
+            optional("value", Schema::text("What it matches; / where absent.", 1024)),
+        ],
+    );
+    let header = Schema::object(
+        "A header.",
+        vec![
+            optional("type", Schema::choice("How it matches.", &["Exact", "RegularExpression"]).default("Exact")),
+            required("name", Schema::text("Its name.", 256).pattern("^[A-Za-z0-9!#$%&'*+.^_`|~-]+$")),
+            required("value", Schema::text("What it matches.", 4096)),
+        ],
+    );
+    let method = Schema::choice("A method.", &methods);
+    Schema::object(
+        "What is asked for over HTTP; all that is set must hold. Of a connection that is not HTTP, a rule that allows \
+         never holds, and one that denies holds whatever is asked.",
+        optionals(vec![
+            ("methods", Schema::list("One of these methods.", method, 1..=methods.len())),
+            ("paths", Schema::list("One of these paths.", path, 1..=64)),
+            ("headers", Schema::list("All of these headers.", header, 1..=16)),
+        ]),
+    )
+    .rule(&any_of(&["methods", "paths", "headers"]), "sets nothing; use one of methods, paths, headers")
+}
+
+/// That one of the fields is set.
+fn any_of(fields: &[&str]) -> String {
+    fields.iter().map(|field| format!("has(self.{field})")).collect::<Vec<_>>().join(" || ")
+}
+
 /// `spec` of an Upstream.
 pub(super) fn upstream() -> Schema {
     Schema::object(
@@ -155,7 +261,7 @@ fn limits() -> Schema {
 
 /// `spec` of a TrafficPolicy.
 pub(super) fn traffic_policy() -> Schema {
-    let mut fields = vec![required("targetRefs", target_refs())];
+    let mut fields = vec![required("targetRefs", target_refs(&ROUTES_TOO))];
     fields.extend(optionals(vec![
         ("timeouts", timeouts()),
         ("retry", retry()),
@@ -262,7 +368,7 @@ pub(super) fn rate_limit() -> Schema {
     bucket(
         "A limit, and what it attaches to: a bucket that is filled steadily, one token a request.",
         vec![
-            required("targetRefs", target_refs()),
+            required("targetRefs", target_refs(&ROUTES_TOO)),
             optional("scope", Schema::choice("Who shares it: nobody; each proxy has its own.", &["Local"])),
         ],
     )
@@ -281,19 +387,30 @@ fn bucket(doc: &str, mut fields: Vec<Field>) -> Schema {
     )
 }
 
-fn target_refs() -> Schema {
+/// The kinds that have endpoints.
+const OWN_TARGETS: [&str; 2] = ["Upstream", "Service"];
+const ROUTES_TOO: [&str; 4] = ["HTTPRoute", "GRPCRoute", "Upstream", "Service"];
+
+fn target_refs(kinds: &[&str]) -> Schema {
     let own_group = "!has(self.group) || self.group == (self.kind == 'Upstream' ? 'outrigger.dev' : self.kind == 'Service' ? \
                      '' : 'gateway.networking.k8s.io')";
+    let (doc, section) = match kinds.len() {
+        2 => (
+            "An upstream, or a Service or one port of it, in the namespace of this object.",
+            "One port of a Service, by name or number.",
+        ),
+        _ => (
+            "A route or one rule of it, an upstream, or a Service or one port of it, in the namespace of this object.",
+            "One rule of a route, or one port of a Service, by name or number.",
+        ),
+    };
     let target = Schema::object(
-        "A route or one rule of it, an upstream, or a Service or one port of it, in the namespace of this object.",
+        doc,
         vec![
             optional("group", Schema::choice("The kind's group.", &["", "gateway.networking.k8s.io", "outrigger.dev"])),
-            required("kind", Schema::choice("The kind.", &["HTTPRoute", "GRPCRoute", "Upstream", "Service"])),
+            required("kind", Schema::choice("The kind.", kinds)),
             required("name", Schema::subdomain("The name.")),
-            optional(
-                "sectionName",
-                Schema::subdomain("One rule of a route, or one port of a Service, by name or number."),
-            ),
+            optional("sectionName", Schema::subdomain(section)),
         ],
     )
     .rule(own_group, "group must be that of the kind")

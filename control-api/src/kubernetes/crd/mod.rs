@@ -1,7 +1,7 @@
 //! Purpose: our kinds as CustomResourceDefinitions: `outriggerctl crds` prints them, the chart ships them.
 //! Shape: [`definitions`] are the documents, [`render`] is their YAML; `kinds` has the specs, `schema` their parts. All
 //! kinds share the status: conditions (`Accepted`, `Programmed`), the epoch and the proxies that run it.
-//! Limits: the kinds that `model` has. AccessPolicy and MeshConfig come with what reads them.
+//! Limits: the kinds that `model` has. MeshConfig comes with what reads it.
 //! Tests: foot (shape), the interop test that asks a real API server about good and bad objects.
 
 mod kinds;
@@ -26,8 +26,16 @@ struct Definition {
     columns: &'static [(&'static str, &'static str)],
 }
 
-fn described() -> [Definition; 3] {
+fn described() -> [Definition; 4] {
     [
+        Definition {
+            kind: Kind::AccessPolicy,
+            plural: "accesspolicies",
+            short: "ap",
+            doc: "Who may call the services that it attaches to, or the pods of its namespace.",
+            spec: kinds::access_policy(),
+            columns: &[("Action", ".spec.action"), ("Mode", ".spec.mode"), ("Target", ".spec.targetRefs[0].name")],
+        },
         Definition {
             kind: Kind::RateLimit,
             plural: "ratelimits",
@@ -59,6 +67,7 @@ fn described() -> [Definition; 3] {
 #[must_use]
 pub fn plural(kind: Kind) -> &'static str {
     match kind {
+        Kind::AccessPolicy => "accesspolicies",
         Kind::GrpcRoute => "grpcroutes",
         Kind::HttpRoute => "httproutes",
         Kind::RateLimit => "ratelimits",

@@ -117,6 +117,16 @@ impl Schema {
         schema.with("x-kubernetes-list-type", "atomic")
     }
 
+    /// An object of any keys, at most so many.
+    pub(super) fn map(doc: &str, values: Self, most: usize) -> Self {
+        Self::of("object", doc).with("additionalProperties", Value::Object(values.0)).with("maxProperties", most)
+    }
+
+    /// A string may have no character.
+    pub(super) fn may_be_empty(self) -> Self {
+        self.with("minLength", 0)
+    }
+
     /// An object with `fields`.
     pub(super) fn object(doc: &str, fields: Vec<Field>) -> Self {
         let needed: Vec<&str> = fields.iter().filter(|field| field.is_required).map(|field| field.name).collect();

@@ -21,7 +21,7 @@ use super::watch::Event;
 use crate::model::link::{Touched, find_contradictions};
 use crate::model::object::parse_manifest;
 use crate::model::{Kind, Manifest, Object, ObjectKey, PolicySet, Problem};
-use crate::store::{Change, Objects, Record};
+use crate::store::{Change, Record};
 
 /// kubectl's own copy of what was applied, which is no policy.
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
@@ -136,7 +136,7 @@ impl Policies {
     }
 
     /// Decides what is in force beside `registered`; whether that differs from before.
-    pub(super) fn settle(&mut self, registered: &Objects) -> bool {
+    pub(super) fn settle(&mut self, registered: &PolicySet) -> bool {
         // Taken out, so that what is pending can borrow from it while the rest changes.
         let all_written = std::mem::take(&mut self.written);
         let mut force = self.in_force.clone();
@@ -177,13 +177,13 @@ impl Policies {
     /// Leaves in `pending` what does not contradict the rest; gives the set with it.
     fn link(
         &self,
-        registered: &Objects,
+        registered: &PolicySet,
         force: &BTreeMap<ObjectKey, InForce>,
         pending: &mut BTreeMap<&ObjectKey, &Manifest>,
         problems: &mut BTreeMap<ObjectKey, Vec<Problem>>,
     ) -> PolicySet {
         loop {
-            let mut set = PolicySet { revision: self.revision, objects: registered.clone(), ..PolicySet::default() };
+            let mut set = PolicySet { revision: self.revision, ..registered.clone() };
             set.objects.extend(force.iter().map(|(key, one)| (key.clone(), one.object.clone())));
             for (key, manifest) in pending.iter() {
                 set.objects.insert((*key).clone(), Arc::new(to_object(manifest, None, 0, 0)));

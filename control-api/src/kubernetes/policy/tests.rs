@@ -29,7 +29,7 @@ fn route(name: &str, version: u64, to: &str) -> DynamicObject {
 }
 
 fn settle(policies: &mut Policies) -> bool {
-    policies.settle(&Objects::new())
+    policies.settle(&PolicySet::default())
 }
 
 fn of<'a>(standing: &'a Standing, name: &str) -> &'a Judged {
