@@ -95,7 +95,7 @@ pub struct App {
     xds_listener: TcpListener,
     api: Arc<Api>,
     publish: watch::Sender<Arc<Snapshot>>,
-    registered: Option<Registered>,
+    sources: Sources,
     webhook: Option<Webhook>,
     stop: watch::Sender<bool>,
 }
@@ -118,7 +118,11 @@ impl App {
         let webhook = start_webhook(settings).await?;
         let bound = api_listener.local_addr().unwrap_or(settings.api);
         let (stop, stopping) = watch::channel(false);
-        let first = Snapshot::compile(with_registered(store.current(), registered.as_ref()));
+        // What changes from here on is compiled when it runs.
+        let told = cluster.as_ref().and_then(|cluster| cluster.namespace()).or(settings.kube_namespace.as_deref());
+        let mesh_namespace = told.unwrap_or("default").into();
+        let mut sources = Sources { stored: store.subscribe(), registered, mesh_namespace };
+        let first = Snapshot::compile(sources.united());
         let (publish, snapshots) = watch::channel(Arc::new(first));
         let roster = Arc::new(Roster::default());
         if let Some(cluster) = &cluster {
@@ -134,7 +138,7 @@ impl App {
             requests: crate::api::Requests::default(),
             webhook: webhook.as_ref().map(Webhook::figures),
         });
-        Ok(Self { api_listener, xds_listener, api, publish, registered, webhook, stop })
+        Ok(Self { api_listener, xds_listener, api, publish, sources, webhook, stop })
     }
 
     /// Where the API and the xDS server listen.
@@ -153,7 +157,6 @@ impl App {
             let _ = writeln!(out, "outrigger-control ready api={api} xds={xds}{third}").and_then(|()| out.flush());
         }
         tracing::info!(%api, %xds, revision = self.api.store.current().revision, "ready");
-        let sets = self.api.store.subscribe();
         let ads = AdsService::new(self.api.snapshots.clone(), self.api.roster.clone(), self.stop.subscribe());
         let mut stopping = self.stop.subscribe();
         let rest = axum::serve(self.api_listener, build_router(self.api.clone())).with_graceful_shutdown(async move {
@@ -183,7 +186,7 @@ impl App {
         let served = tokio::select! {
             served = serve => served,
             () = deadline => Ok(()),
-            () = compile_changes(sets, self.registered, self.publish) => Ok(()),
+            () = compile_changes(self.sources, self.publish) => Ok(()),
         };
         if let Some(cluster) = cluster {
             cluster.stop().await;
@@ -203,38 +206,44 @@ async fn open_cluster(settings: &Settings) -> Result<Option<Cluster>, ClusterErr
     Cluster::start(reads, settings.kube_namespace.as_deref(), variable).await.map(Some)
 }
 
-/// Stored policy, and what a registry has beside it.
-fn with_registered(set: Arc<PolicySet>, registered: Option<&Registered>) -> Arc<PolicySet> {
-    match registered {
-        Some(registered) => Arc::new(unite(&set, &registered.borrow())),
-        None => set,
+/// What policy is made of.
+#[derive(Debug)]
+struct Sources {
+    stored: watch::Receiver<Arc<PolicySet>>,
+    registered: Option<Registered>,
+    /// The namespace whose MeshConfig speaks for all.
+    mesh_namespace: Arc<str>,
+}
+
+impl Sources {
+    /// Stored policy, and what a registry has beside it.
+    fn united(&mut self) -> Arc<PolicySet> {
+        let stored = self.stored.borrow_and_update().clone();
+        let united = match &mut self.registered {
+            Some(registered) => unite(&stored, &registered.borrow_and_update()),
+            None => PolicySet::clone(&stored),
+        };
+        Arc::new(PolicySet { mesh_namespace: Some(self.mesh_namespace.clone()), ..united })
     }
 }
 
 /// Compiles every new set; while one is compiled, later ones become one.
-async fn compile_changes(
-    mut sets: watch::Receiver<Arc<PolicySet>>,
-    mut registered: Option<Registered>,
-    publish: watch::Sender<Arc<Snapshot>>,
-) {
+async fn compile_changes(mut sources: Sources, publish: watch::Sender<Arc<Snapshot>>) {
     loop {
         let registry_changes = async {
-            match &mut registered {
+            match &mut sources.registered {
                 Some(registered) => registered.changed().await,
                 None => std::future::pending().await,
             }
         };
         let changed = tokio::select! {
-            changed = sets.changed() => changed,
+            changed = sources.stored.changed() => changed,
             changed = registry_changes => changed,
         };
         if changed.is_err() {
             return;
         }
-        if let Some(registered) = &mut registered {
-            registered.mark_unchanged();
-        }
-        let set = with_registered(sets.borrow_and_update().clone(), registered.as_ref());
+        let set = sources.united();
         let compiled = tokio::task::spawn_blocking(move || Snapshot::compile(set)).await;
         match compiled {
             Ok(snapshot) => {

@@ -79,7 +79,7 @@ fn wrong_requests_get_their_status_and_a_remedy() {
             "/v1/Service",
             "",
             404,
-            "one of AccessPolicy, GRPCRoute, HTTPRoute, RateLimit, TrafficPolicy, Upstream",
+            "one of AccessPolicy, GRPCRoute, HTTPRoute, MeshConfig, RateLimit, TrafficPolicy, Upstream",
         ),
         ("GET", "/nope", "", 404, "/openapi.json"),
         ("DELETE", "/v1/apply", "", 405, "DELETE is not possible"),

@@ -571,6 +571,27 @@ fn cases() -> Vec<(&'static str, &'static str, Value, bool)> {
     add(rl, "a burst that is too small", limit("burst", json!(4)), false);
     add(rl, "a span that is too short", limit("per", json!("49ms")), false);
 
+    let mc = "MeshConfig";
+    add(mc, "nothing", json!({}), true);
+    add(mc, "an unknown field", json!({ "endpoints": [] }), false);
+    for (name, value, is_good) in [
+        ("outboundTraffic", json!("RegistryOnly"), true),
+        ("outboundTraffic", json!("registry-only"), false),
+        ("detectionTimeout", json!("10ms"), true),
+        ("detectionTimeout", json!("9ms"), false),
+        ("detectionTimeout", json!("15s1ms"), false),
+        ("access", json!({ "default": "Deny" }), true),
+        ("access", json!({ "default": "Audit" }), false),
+        ("connection", json!({ "connectTimeout": "1s", "loadBalancing": { "policy": "LeastRequest" } }), true),
+        ("connection", json!({ "loadBalancing": { "choiceCount": 2 } }), false),
+        ("connection", json!({ "endpoints": [] }), false),
+        ("traffic", json!({ "timeouts": { "request": "1s" }, "retry": {}, "upgrades": [] }), true),
+        ("traffic", json!({ "timeouts": { "perTry": "1s" }, "retry": { "perTryTimeout": "1s" } }), false),
+        ("traffic", json!({ "localRateLimit": { "requests": 1 } }), false),
+    ] {
+        add(mc, "a setting", json!({ name: value }), is_good);
+    }
+
     let ap = "AccessPolicy";
     let from = |source: Value| json!({ "rules": [{ "from": [source] }] });
     let to = |operation: Value| json!({ "rules": [{ "to": [operation] }] });
@@ -632,7 +653,8 @@ fn the_definitions_take_and_refuse_what_the_model_does() {
     for (kind, about, spec, is_good) in all {
         let object = json!({
             "apiVersion": "outrigger.dev/v1", "kind": kind,
-            "metadata": { "name": "case", "namespace": "default" }, "spec": spec,
+            "metadata": { "name": if kind == "MeshConfig" { "mesh" } else { "case" }, "namespace": "default" },
+            "spec": spec,
         });
         let theirs = kube.judge(&object).unwrap().map(drop);
         let ours = parse_manifests(&object.to_string(), Syntax::Json).map(drop);
@@ -646,11 +668,16 @@ fn the_definitions_take_and_refuse_what_the_model_does() {
         "spec": { "endpoints": [] },
     });
     assert!(kube.judge(&long).unwrap().is_err() && parse_manifests(&long.to_string(), Syntax::Json).is_err());
+    let other = json!({
+        "apiVersion": "outrigger.dev/v1", "kind": "MeshConfig", "metadata": { "name": "case", "namespace": "default" },
+        "spec": {},
+    });
+    assert!(kube.judge(&other).unwrap().is_err() && parse_manifests(&other.to_string(), Syntax::Json).is_err());
     // What is not written is filled in as the model reads it.
     let stored = kube.apply(&upstream_in("default")).unwrap();
     assert_eq!(
-        (&stored["spec"]["connectTimeout"], &stored["spec"]["endpoints"][0]["weight"]),
-        (&json!("1s"), &json!(1)),
+        (&stored["spec"]["appProtocol"], &stored["spec"]["endpoints"][0]["weight"]),
+        (&json!("http"), &json!(1)),
         "{stored:#}"
     );
 }

@@ -32,10 +32,13 @@ use super::proto::{number, string_matcher};
 use crate::model::access_policy::{AccessPolicy, Action, Cidr, Operation, Rule, Source};
 use crate::model::http_route::PathMatch;
 use crate::model::workload::Probe;
-use crate::model::{ObjectKey, PolicySet, Services, Workloads};
+use crate::model::{Object, ObjectKey, PolicySet, Services, Workloads};
 
 /// Name of the RBAC policy that lets a node see whether its pods are well.
 const PROBES: &str = "probes";
+
+/// The guard of a namespace that is closed by its MeshConfig.
+const CLOSED: usize = 0;
 
 /// The access policies of a revision.
 #[derive(Debug, Default)]
@@ -45,6 +48,10 @@ pub(super) struct Guards {
     by_upstream: BTreeMap<ObjectKey, Vec<usize>>,
     /// Those that hold for every port in a namespace.
     by_namespace: BTreeMap<String, Vec<usize>>,
+    /// Whether in a namespace nobody may call whom no policy opens.
+    closed: BTreeMap<String, bool>,
+    /// Whether that holds for the other namespaces.
+    all_closed: bool,
     /// What replicas of a service share.
     packed: Mutex<BTreeMap<Asked, Arc<Guarded>>>,
 }
@@ -81,7 +88,12 @@ pub(super) struct Guarded {
 impl Guards {
     pub(super) fn of(set: &PolicySet) -> Self {
         let services = Services::of(set);
-        let mut all = Self::default();
+        let is_closed = |namespace: &str| set.mesh_config(namespace).denies_access.unwrap_or(false);
+        let own = |object: &Object| (object.key.namespace.clone(), is_closed(&object.key.namespace));
+        let closed = set.mesh_configs().map(|(object, _)| own(object)).collect();
+        let all_closed = set.mesh_namespace.as_deref().is_some_and(is_closed);
+        let mut all = Self { closed, all_closed, ..Self::default() };
+        all.guards.push(Guard::closed());
         for (object, policy) in set.access_policies() {
             let index = all.guards.len();
             all.guards.push(Guard::of(&object.key, policy, &set.workloads));
@@ -104,7 +116,9 @@ impl Guards {
         probes: Vec<Probe>,
     ) -> Arc<Guarded> {
         let own = upstreams.into_iter().filter_map(|key| self.by_upstream.get(key));
-        let indices: BTreeSet<usize> = own.chain(self.by_namespace.get(namespace)).flatten().copied().collect();
+        let closed = self.closed.get(namespace).unwrap_or(&self.all_closed).then_some(CLOSED);
+        let all = own.chain(self.by_namespace.get(namespace)).flatten().copied();
+        let indices: BTreeSet<usize> = all.chain(closed).collect();
         if indices.is_empty() {
             return Arc::default();
         }
@@ -148,6 +162,12 @@ impl Guards {
 }
 
 impl Guard {
+    /// Allows nobody.
+    fn closed() -> Self {
+        let (requests, connections) = Default::default();
+        Self { action: Action::Allow, is_audit: false, asks_for_paths: false, requests, connections }
+    }
+
     fn of(key: &ObjectKey, policy: &AccessPolicy, workloads: &Workloads) -> Self {
         let (mut requests, mut connections) = (Policies::new(), Policies::new());
         if policy.rules.is_empty() && policy.action == Action::Deny {

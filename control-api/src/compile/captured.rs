@@ -13,7 +13,7 @@
 //! without a route they get it. Bytes to one need no chain: passing them through does the same.
 //! What policy says of who may call stands before each inbound port.
 //! Limits: a port of protocol `detect` waits for the client's first bytes; a client that says nothing within
-//! [`DETECT_TIMEOUT`] is passed on, and the proxy learns that destination's server speaks first.
+//! [`DETECT_TIMEOUT`] (MeshConfig may say another) is passed on, and the proxy learns that destination's server speaks first.
 //! Source: Envoy, `filter_chain_match`, `original_dst`; Istio's names of the two clusters' jobs.
 
 use std::collections::BTreeMap;
@@ -44,6 +44,7 @@ use super::proto::{address, flag, number, span};
 use super::resource::Resource;
 use super::role::{Capture, CapturedOutbound};
 use super::route::service_table;
+use crate::model::mesh_config::MeshConfig;
 use crate::model::service::{ServicePort, service_of};
 use crate::model::upstream::{AppProtocol, Health};
 use crate::model::workload::Probe;
@@ -60,7 +61,11 @@ const DETECT_TIMEOUT: Duration = Duration::from_secs(1);
 const HTTP_PROTOCOLS: [&str; 3] = ["http/1.0", "http/1.1", "h2c"];
 
 /// The listener for the pod's own connections; the same for all pods that agree in [`CapturedOutbound`].
-pub(super) fn outbound_listener(policy: &PolicySet, wanted: CapturedOutbound) -> Resource {
+pub(super) fn outbound_listener(
+    policy: &PolicySet,
+    wanted: CapturedOutbound,
+    detection_timeout: Option<Duration>,
+) -> Resource {
     let services = Services::of(policy);
     let mut chains = Vec::new();
     let mut looked_at = Vec::new();
@@ -74,8 +79,8 @@ pub(super) fn outbound_listener(policy: &PolicySet, wanted: CapturedOutbound) ->
             chains.append(&mut own);
         }
     }
-    let elsewhere = elsewhere_chain(if wanted.allows_any { PASSTHROUGH } else { BLACKHOLE }, &[]);
-    let chains = Chains { chains, looked_at, elsewhere };
+    let elsewhere = elsewhere_chain(if wanted.allows_any.unwrap_or(true) { PASSTHROUGH } else { BLACKHOLE }, &[]);
+    let chains = Chains { chains, looked_at, elsewhere, detection_timeout };
     let listen = (wildcard(wanted.has_ipv6), wanted.port).into();
     let listener = chains.listener("outbound", listen, TrafficDirection::Outbound);
     Resource::pack(listener.name.clone(), &listener)
@@ -105,7 +110,7 @@ pub(super) fn inbound(pod: &Pod<'_>, ports: &BTreeMap<u16, InboundPort>) -> (Res
     let looked_at = all.iter().filter(|(_, port)| protocol_at(**port) == AppProtocol::Detect);
     let looked_at = looked_at.map(|(number, _)| *number).collect();
     let elsewhere = elsewhere_chain(INBOUND_PASSTHROUGH, &elsewhere.connections);
-    let chains = Chains { chains, looked_at, elsewhere };
+    let chains = Chains { chains, looked_at, elsewhere, detection_timeout: pod.config.detection_timeout };
     let listen = (wildcard(capture.outbound.has_ipv6), capture.inbound_port).into();
     let mut listener = chains.listener("inbound", listen, TrafficDirection::Inbound);
     listener.transparent = capture.is_transparent.then(|| flag(true));
@@ -122,6 +127,7 @@ pub(super) struct Pod<'a> {
     pub(super) capture: &'a Capture,
     pub(super) namespace: &'a str,
     pub(super) guards: &'a Guards,
+    pub(super) config: &'a MeshConfig,
     /// What its node asks it.
     pub(super) probes: &'a [Probe],
 }
@@ -238,6 +244,7 @@ struct Chains {
     looked_at: Vec<u16>,
     /// The chain of what none of them takes.
     elsewhere: FilterChain,
+    detection_timeout: Option<Duration>,
 }
 
 impl Chains {
@@ -255,7 +262,7 @@ impl Chains {
             filter_chains: self.chains,
             default_filter_chain: Some(self.elsewhere),
             listener_filters,
-            listener_filters_timeout: Some(span(DETECT_TIMEOUT)),
+            listener_filters_timeout: Some(span(self.detection_timeout.unwrap_or(DETECT_TIMEOUT))),
             continue_on_listener_filters_timeout: true,
             ..Listener::default()
         }

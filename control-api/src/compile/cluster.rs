@@ -19,22 +19,25 @@ use super::carrier;
 use super::effective::{Attached, Layer, cluster_name};
 use super::proto::{ads, number, span};
 use super::resource::{Resource, ResourceSet};
-use crate::model::upstream::{AppProtocol, Balancing, Limits, OutlierDetection, Upstream};
-use crate::model::{Object, PolicySet};
+use crate::model::upstream::{AppProtocol, Balancing, CONNECT_TIMEOUT, Connection, Limits, OutlierDetection};
+use crate::model::{ObjectKey, PolicySet};
 
 pub(super) fn compile_clusters(policy: &PolicySet) -> ResourceSet {
     let attached = Attached::build(policy);
     policy
         .upstreams()
         .map(|(object, upstream)| {
-            let cluster = build_cluster(object, upstream, &attached.for_upstream(&object.key));
+            let mesh = policy.mesh_config(&object.key.namespace).connection;
+            let connection = upstream.connection.clone().over(&mesh);
+            let layer = attached.for_upstream(&object.key);
+            let cluster = build_cluster(&object.key, (upstream.protocol, &connection), &layer);
             Resource::pack(cluster.name.clone(), &cluster)
         })
         .collect()
 }
 
-fn build_cluster(object: &Object, upstream: &Upstream, layer: &Layer) -> Cluster {
-    let (policy, config) = match upstream.balancing {
+fn build_cluster(key: &ObjectKey, (protocol, connection): (AppProtocol, &Connection), layer: &Layer) -> Cluster {
+    let (policy, config) = match connection.balancing.unwrap_or(Balancing::RoundRobin) {
         Balancing::LeastRequest { choices } => {
             let config = LeastRequestLbConfig { choice_count: Some(number(choices)), ..Default::default() };
             (LbPolicy::LeastRequest, Some(LbConfig::LeastRequestLbConfig(config)))
@@ -42,18 +45,18 @@ fn build_cluster(object: &Object, upstream: &Upstream, layer: &Layer) -> Cluster
         Balancing::Random => (LbPolicy::Random, None),
         Balancing::RoundRobin => (LbPolicy::RoundRobin, None),
     };
-    let outlier = layer.outlier.as_ref().or(upstream.outlier.as_ref());
-    let limits = layer.limits.as_ref().or(upstream.limits.as_ref());
+    let outlier = layer.outlier.as_ref().or(connection.outlier.as_ref());
+    let limits = layer.limits.as_ref().or(connection.limits.as_ref());
     let mut cluster = Cluster {
-        name: cluster_name(&object.key.namespace, &object.key.name),
+        name: cluster_name(&key.namespace, &key.name),
         cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::Eds.into())),
         eds_cluster_config: Some(EdsClusterConfig { eds_config: Some(ads()), service_name: String::new() }),
-        connect_timeout: Some(span(upstream.connect_timeout)),
+        connect_timeout: Some(span(connection.connect_timeout.unwrap_or(CONNECT_TIMEOUT))),
         lb_policy: policy.into(),
         lb_config: config,
         outlier_detection: outlier.map(build_outlier),
         circuit_breakers: limits.map(build_limits),
-        common_lb_config: upstream.panic_percent.map(|percent| CommonLbConfig {
+        common_lb_config: connection.panic_percent.map(|percent| CommonLbConfig {
             healthy_panic_threshold: Some(Percent { value: f64::from(percent) }),
             ..CommonLbConfig::default()
         }),
@@ -64,7 +67,7 @@ fn build_cluster(object: &Object, upstream: &Upstream, layer: &Layer) -> Cluster
         let typed = std::iter::once((carrier::CLUSTER_POLICY.to_owned(), any)).collect();
         cluster.metadata = Some(Metadata { typed_filter_metadata: typed, ..Metadata::default() });
     }
-    if let Some(options) = build_http_options(upstream) {
+    if let Some(options) = build_http_options(protocol, connection) {
         set_http_options(&mut cluster, options);
     }
     cluster
@@ -110,20 +113,20 @@ fn build_limits(limits: &Limits) -> CircuitBreakers {
     }
 }
 
-fn build_http_options(upstream: &Upstream) -> Option<HttpProtocolOptions> {
-    let has_lifetimes = upstream.idle_timeout.is_some() || upstream.max_requests_per_connection.is_some();
-    let is_plain = matches!(upstream.protocol, AppProtocol::Http | AppProtocol::Tcp | AppProtocol::Tls);
+fn build_http_options(protocol: AppProtocol, connection: &Connection) -> Option<HttpProtocolOptions> {
+    let has_lifetimes = connection.idle_timeout.is_some() || connection.max_requests_per_connection.is_some();
+    let is_plain = matches!(protocol, AppProtocol::Http | AppProtocol::Tcp | AppProtocol::Tls);
     if !has_lifetimes && is_plain {
         return None;
     }
     let lifetimes = CoreHttpOptions {
-        idle_timeout: upstream.idle_timeout.map(span),
-        max_requests_per_connection: upstream.max_requests_per_connection.map(number),
+        idle_timeout: connection.idle_timeout.map(span),
+        max_requests_per_connection: connection.max_requests_per_connection.map(number),
         ..CoreHttpOptions::default()
     };
     Some(HttpProtocolOptions {
         common_http_protocol_options: has_lifetimes.then_some(lifetimes),
-        ..protocol_options(upstream.protocol)
+        ..protocol_options(protocol)
     })
 }
 

@@ -4,16 +4,17 @@
 //! ```text
 //! policy on the rule (sectionName) ▶ the rule itself ▶ policy on the route ▶ policy on the upstream
 //! ```
-//! On the upstream, a policy on its port is nearer than one on the upstream or its service.
+//! On the upstream, a policy on its port is nearer than one on the upstream or its service; farthest is the MeshConfig of its
+//! namespace, and that for all.
 //! Two policies on one target never set the same thing: `model::link` refuses that.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use crate::model::http_route::{BackendRef, Rule};
-use crate::model::traffic_policy::{PORT_LAYER, Retry, TargetRef, TokenBucket};
+use crate::model::mesh_config::MeshConfig;
+use crate::model::traffic_policy::{PORT_LAYER, Retry, TargetRef, TokenBucket, Traffic};
 use crate::model::upstream::{Limits, OutlierDetection};
-use crate::model::{ObjectKey, PolicySet, Services};
+use crate::model::{Object, ObjectKey, PolicySet, Services};
 
 /// A setting and the object it comes from.
 #[derive(Debug, Clone)]
@@ -25,11 +26,8 @@ pub(super) struct Sourced<T> {
 /// What is set for one target.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Layer {
-    pub(super) request_timeout: Option<Duration>,
-    pub(super) try_timeout: Option<Duration>,
-    pub(super) stream_timeout: Option<Duration>,
-    pub(super) grpc_deadline_max: Option<Duration>,
-    pub(super) upgrades: Option<Vec<String>>,
+    /// Of which `retry` is read with its source, below.
+    pub(super) traffic: Traffic,
     pub(super) retry: Option<Sourced<Retry>>,
     pub(super) limit: Option<Sourced<TokenBucket>>,
     pub(super) outlier: Option<OutlierDetection>,
@@ -40,16 +38,22 @@ impl Layer {
     /// What is set here, and for the rest what is set farther off.
     fn over(self, farther: &Self) -> Self {
         Self {
-            request_timeout: self.request_timeout.or(farther.request_timeout),
-            try_timeout: self.try_timeout.or(farther.try_timeout),
-            stream_timeout: self.stream_timeout.or(farther.stream_timeout),
-            grpc_deadline_max: self.grpc_deadline_max.or(farther.grpc_deadline_max),
-            upgrades: self.upgrades.or_else(|| farther.upgrades.clone()),
+            traffic: self.traffic.over(&farther.traffic),
             retry: self.retry.or_else(|| farther.retry.clone()),
             limit: self.limit.or_else(|| farther.limit.clone()),
             outlier: self.outlier.or_else(|| farther.outlier.clone()),
             limits: self.limits.or_else(|| farther.limits.clone()),
         }
+    }
+}
+
+/// What a policy or a mesh says of exchanges.
+fn traffic_layer(source: &ObjectKey, traffic: &Traffic) -> Layer {
+    let per_try = traffic.retry.as_ref().and_then(|retry| retry.try_timeout);
+    Layer {
+        traffic: Traffic { try_timeout: traffic.try_timeout.or(per_try), ..traffic.clone() },
+        retry: traffic.retry.clone().map(|value| Sourced { value, source: source.clone() }),
+        ..Layer::default()
     }
 }
 
@@ -71,6 +75,10 @@ fn add_layer((layers, services): (&mut Layers, &Services<'_>), source: &ObjectKe
 pub(super) struct Attached<'a> {
     layers: Layers,
     services: Services<'a>,
+    /// What a namespace's own mesh config says, over that for all.
+    meshes: BTreeMap<String, Layer>,
+    /// What the mesh config for all says.
+    mesh: Layer,
 }
 
 impl<'a> Attached<'a> {
@@ -78,18 +86,11 @@ impl<'a> Attached<'a> {
         let services = Services::of(set);
         let mut layers = Layers::new();
         for (object, policy) in set.traffic_policies() {
-            let sourced = |value: &Retry| Sourced { value: value.clone(), source: object.key.clone() };
-            let per_try = policy.retry.as_ref().and_then(|retry| retry.try_timeout);
             let own = Layer {
-                request_timeout: policy.request_timeout,
-                try_timeout: policy.try_timeout.or(per_try),
-                stream_timeout: policy.stream_timeout,
-                grpc_deadline_max: policy.grpc_deadline_max,
-                upgrades: policy.upgrades.clone(),
-                retry: policy.retry.as_ref().map(sourced),
                 limit: policy.limit.clone().map(|value| Sourced { value, source: object.key.clone() }),
                 outlier: policy.outlier.clone(),
                 limits: policy.limits.clone(),
+                ..traffic_layer(&object.key, &policy.traffic)
             };
             add_layer((&mut layers, &services), &object.key, &policy.targets, &own);
         }
@@ -98,7 +99,12 @@ impl<'a> Attached<'a> {
             let own = Layer { limit: Some(limit), ..Layer::default() };
             add_layer((&mut layers, &services), &object.key, &rate_limit.targets, &own);
         }
-        Self { layers, services }
+        let of = |(object, config): (&Object, &MeshConfig)| traffic_layer(&object.key, &config.traffic);
+        let is_for_all = |object: &Object| set.mesh_namespace.as_deref() == Some(&object.key.namespace);
+        let mesh = set.mesh_configs().find(|(object, _)| is_for_all(object)).map(of).unwrap_or_default();
+        let own = |one: (&Object, &MeshConfig)| (one.0.key.namespace.clone(), of(one).over(&mesh));
+        let meshes = set.mesh_configs().map(own).collect();
+        Self { layers, services, meshes, mesh }
     }
 
     /// The services.
@@ -121,7 +127,12 @@ impl<'a> Attached<'a> {
     /// What holds for an upstream.
     pub(super) fn for_upstream(&self, key: &ObjectKey) -> Layer {
         let port = self.find(key, Some(&PORT_LAYER.to_owned()));
-        [port, self.find(key, None)].into_iter().flatten().fold(Layer::default(), Layer::over)
+        let mesh = self.mesh_layer(&key.namespace);
+        [port, self.find(key, None), Some(mesh)].into_iter().flatten().fold(Layer::default(), Layer::over)
+    }
+
+    fn mesh_layer(&self, namespace: &str) -> &Layer {
+        self.meshes.get(namespace).unwrap_or(&self.mesh)
     }
 
     /// What holds for a rule of `route`, called through the service of `upstream`.
@@ -130,8 +141,11 @@ impl<'a> Attached<'a> {
         let inline = inline_layer(route, rule);
         let whole = self.find(route, None);
         // The upstream's own limit is enforced where the upstream is called.
-        let below = upstream.map(|key| Layer { limit: None, ..self.for_upstream(key) });
-        let layers = [section, Some(&inline), whole, below.as_ref()];
+        let below = match upstream {
+            Some(key) => Layer { limit: None, ..self.for_upstream(key) },
+            None => self.mesh_layer(&route.namespace).clone(),
+        };
+        let layers = [section, Some(&inline), whole, Some(&below)];
         let layer = layers.into_iter().flatten().fold(Layer::default(), Layer::over);
         // Of an upstream, not of what leads to it.
         Layer { outlier: None, limits: None, ..layer }
@@ -154,7 +168,9 @@ fn inline_layer(route: &ObjectKey, rule: &Rule) -> Layer {
         };
         Sourced { value, source: route.clone() }
     });
-    Layer { request_timeout: rule.request_timeout, try_timeout: rule.try_timeout, retry, ..Layer::default() }
+    let traffic =
+        Traffic { request_timeout: rule.request_timeout, try_timeout: rule.try_timeout, ..Traffic::default() };
+    Layer { traffic, retry, ..Layer::default() }
 }
 
 /// The cluster of an upstream.

@@ -27,6 +27,7 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 pub use resource::{Digest, Resource, ResourceSet, ResourceType};
 pub use role::{Capture, CapturedOutbound, Inbound, NodeRole};
@@ -47,6 +48,9 @@ pub struct Snapshot {
     captured: OnceLock<Captured>,
 }
 
+/// How a pod is captured, with the words of its namespace, and how long it waits for a client.
+type OutboundKey = (CapturedOutbound, Option<Duration>);
+
 /// What pods with captured traffic share.
 #[derive(Debug)]
 struct Captured {
@@ -54,7 +58,8 @@ struct Captured {
     routes: Arc<ResourceSet>,
     ports: captured::InboundPorts,
     guards: access::Guards,
-    listeners: Mutex<BTreeMap<CapturedOutbound, Resource>>,
+    /// Outbound ones, by what they depend on.
+    listeners: Mutex<BTreeMap<OutboundKey, Resource>>,
 }
 
 /// What one node is to have, per type.
@@ -132,14 +137,17 @@ impl Snapshot {
                 listeners: Mutex::default(),
             }
         });
+        let config = self.policy.mesh_config(namespace);
         let outbound = {
             let mut listeners = shared.listeners.lock().unwrap_or_else(PoisonError::into_inner);
-            let make = || captured::outbound_listener(&self.policy, capture.outbound);
-            listeners.entry(capture.outbound).or_insert_with(make).clone()
+            let allows_any = capture.outbound.allows_any.or(config.allows_any);
+            let key = (CapturedOutbound { allows_any, ..capture.outbound }, config.detection_timeout);
+            let make = || captured::outbound_listener(&self.policy, key.0, key.1);
+            listeners.entry(key).or_insert_with(make).clone()
         };
         let workload = capture.addresses.iter().find_map(|address| self.policy.workloads.at(*address));
         let probes = workload.map_or(&[][..], |pod| &pod.probes);
-        let pod = captured::Pod { capture, namespace, guards: &shared.guards, probes };
+        let pod = captured::Pod { capture, namespace, guards: &shared.guards, config: &config, probes };
         let (inbound, own) = captured::inbound(&pod, &shared.ports.at(&capture.addresses));
         let mut clusters = shared.clusters.clone();
         own.into_iter().for_each(|cluster| clusters.insert(cluster));

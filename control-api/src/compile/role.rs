@@ -50,8 +50,8 @@ pub struct CapturedOutbound {
     pub port: u16,
     /// There is IPv6 in the pod.
     pub has_ipv6: bool,
-    /// What leads to no service is passed on, not closed.
-    pub allows_any: bool,
+    /// What leads to no service is passed on, not closed; `None`: as the mesh says.
+    pub allows_any: Option<bool>,
 }
 
 /// The application behind a proxy.
@@ -127,8 +127,8 @@ fn walk_capture(at: &Cursor<'_>) -> Option<Capture> {
         None => Some(false),
     };
     let allows_any = match fields.optional("outboundPolicy") {
-        Some(at) => at.choice(&[("allow-any", true), ("registry-only", false)]),
-        None => Some(true),
+        Some(at) => at.choice(&[("mesh", None), ("allow-any", Some(true)), ("registry-only", Some(false))]),
+        None => Some(None),
     };
     let addresses = walk_pod_addresses(&fields.required("addresses")?)?;
     let has_ipv6 = addresses.iter().any(IpAddr::is_ipv6);

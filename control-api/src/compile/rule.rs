@@ -182,9 +182,9 @@ fn build_action(backends: &[BackendRef], layer: &Layer, is_grpc: bool, attached:
     };
     RouteAction {
         cluster_specifier: Some(specifier),
-        timeout: layer.request_timeout.map(span),
+        timeout: layer.traffic.request_timeout.map(span),
         max_stream_duration: build_stream_limits(layer, is_grpc),
-        upgrade_configs: layer.upgrades.iter().flatten().map(|kind| build_upgrade(kind)).collect(),
+        upgrade_configs: layer.traffic.upgrades.iter().flatten().map(|kind| build_upgrade(kind)).collect(),
         retry_policy: build_retry(layer),
         ..RouteAction::default()
     }
@@ -193,14 +193,14 @@ fn build_action(backends: &[BackendRef], layer: &Layer, is_grpc: bool, attached:
 /// A call of gRPC has the deadline that its caller set, and none where it set none, unless policy gives a timeout: then
 /// that holds. Envoy knows only one of the two, since `max_stream_duration` hides a route's timeout from it.
 fn build_stream_limits(layer: &Layer, is_grpc: bool) -> Option<MaxStreamDuration> {
-    let honours_callers = is_grpc && layer.request_timeout.is_none();
-    if !honours_callers && layer.stream_timeout.is_none() && layer.grpc_deadline_max.is_none() {
+    let honours_callers = is_grpc && layer.traffic.request_timeout.is_none();
+    if !honours_callers && layer.traffic.stream_timeout.is_none() && layer.traffic.grpc_deadline_max.is_none() {
         return None;
     }
     Some(MaxStreamDuration {
-        max_stream_duration: layer.stream_timeout.map(span),
+        max_stream_duration: layer.traffic.stream_timeout.map(span),
         // Zero: all of it.
-        grpc_timeout_header_max: Some(span(layer.grpc_deadline_max.unwrap_or_default())),
+        grpc_timeout_header_max: Some(span(layer.traffic.grpc_deadline_max.unwrap_or_default())),
         grpc_timeout_header_offset: None,
     })
 }
@@ -212,7 +212,7 @@ pub(super) fn build_upgrade(kind: &str) -> UpgradeConfig {
 fn build_retry(layer: &Layer) -> Option<RetryPolicy> {
     let Some(retry) = layer.retry.as_ref().map(|retry| &retry.value).filter(|r| r.attempts > 0) else {
         // The limit of one try lives in the retry policy, so it needs one even without retries.
-        return layer.try_timeout.map(|timeout| RetryPolicy {
+        return layer.traffic.try_timeout.map(|timeout| RetryPolicy {
             num_retries: Some(number(0)),
             per_try_timeout: Some(span(timeout)),
             ..RetryPolicy::default()
@@ -225,7 +225,7 @@ fn build_retry(layer: &Layer) -> Option<RetryPolicy> {
     Some(RetryPolicy {
         retry_on: retry.on.join(","),
         num_retries: Some(number(retry.attempts)),
-        per_try_timeout: layer.try_timeout.or(retry.try_timeout).map(span),
+        per_try_timeout: layer.traffic.try_timeout.or(retry.try_timeout).map(span),
         retriable_status_codes: retry.codes.clone(),
         retry_back_off: retry
             .backoff

@@ -486,3 +486,79 @@ fn a_policy_about_pods_that_nobody_tells_of_is_refused() {
     assert!(contradictions(text)[0].ends_with(wanted), "{:?}", contradictions(text));
     assert!(linked_with(text, Arc::new(Workloads::new([], BTreeMap::new()))).1.is_empty());
 }
+
+/// A mesh config of a namespace.
+fn mesh(namespace: &str, spec: &str) -> String {
+    format!(
+        "---\napiVersion: outrigger.dev/v1\nkind: MeshConfig\nmetadata: {{name: mesh, namespace: {namespace}}}\nspec: {spec}\n"
+    )
+}
+
+#[test]
+fn the_mesh_speaks_where_nobody_is_nearer() {
+    let connection = "{connectTimeout: 250ms, loadBalancing: {policy: LeastRequest}, limits: {maxRequests: 7}}";
+    let traffic = "{timeouts: {request: 15s}, retry: {attempts: 2}, upgrades: [websocket]}";
+    let mut set = policy(
+        &(upstream("shop", "a")
+            + &upstream("shop", "b")
+                .replace("spec: {", "spec: {connectTimeout: 2s, loadBalancing: {policy: Random}, ")
+            + &upstream("own", "c")
+            + &route("r", "rules: [{timeouts: {request: 1s}, backendRefs: [{name: a}]}]")
+                .replace("name: r", "name: r, namespace: shop")
+            + &mesh("system", &format!("{{connection: {connection}, traffic: {traffic}}}"))
+            + &mesh("own", "{connection: {connectTimeout: 3s}, traffic: {timeouts: {request: 3s}}}")),
+    );
+    set.mesh_namespace = Some("system".into());
+    let resources = Snapshot::compile(Arc::new(set)).for_node(&role("shop"));
+    let clusters = shown(&resources, ResourceType::Cluster);
+    let seen = |name: &str| {
+        let all = clusters.as_array().into_iter().flatten();
+        let one = all.clone().find(|one| one["name"] == name).unwrap_or_else(|| panic!("no {name}"));
+        (one["connect_timeout"].clone(), one["lb_policy"].clone(), one["circuit_breakers"].is_object())
+    };
+    assert_eq!(seen("a.shop"), (json!("0.250s"), json!("LEAST_REQUEST"), true));
+    assert_eq!(seen("b.shop"), (json!("2s"), json!("RANDOM"), true));
+    assert_eq!(seen("c.own"), (json!("3s"), json!("LEAST_REQUEST"), true));
+    let hosts = shown(&resources, ResourceType::Routes)[0]["virtual_hosts"].clone();
+    let action = |service: &str| {
+        let all = hosts.as_array().into_iter().flatten();
+        all.clone().find(|host| host["name"] == service).unwrap_or_else(|| panic!("no {service}"))["routes"][0].clone()
+    };
+    assert_eq!(action("a.shop")["route"]["timeout"], "1s");
+    assert_eq!(action("b.shop")["route"]["timeout"], "15s");
+    assert_eq!(action("c.own")["route"]["timeout"], "3s");
+    for service in ["a.shop", "b.shop", "c.own"] {
+        let route = &action(service)["route"];
+        assert_eq!(route["retry_policy"]["num_retries"], 2, "{service}");
+        assert_eq!(route["upgrade_configs"][0]["upgrade_type"], "websocket", "{service}");
+    }
+    for service in ["b.shop", "c.own"] {
+        let rule = action(service)["typed_per_filter_config"].to_string();
+        assert!(rule.contains("MeshConfig system/mesh"), "{rule}");
+    }
+}
+
+#[test]
+fn a_captured_pod_obeys_the_mesh_of_its_namespace() {
+    let mut set = guarded();
+    set.objects.extend(
+        policy(&mesh("system", "{outboundTraffic: RegistryOnly, detectionTimeout: 50ms, access: {default: Deny}}"))
+            .objects,
+    );
+    set.mesh_namespace = Some("system".into());
+    let seen = |set: &PolicySet, role: &NodeRole| {
+        let listeners = shown(&Snapshot::compile(Arc::new(set.clone())).for_node(role), ResourceType::Listener);
+        (
+            listeners[1]["default_filter_chain"]["name"].as_str().unwrap_or_default().to_owned(),
+            listeners[0]["listener_filters_timeout"].as_str().unwrap_or_default().to_owned(),
+            guards_of(&listeners[0], "inbound/passthrough").len(),
+        )
+    };
+    let pod = captured("10.0.0.7", ", outboundPolicy: mesh");
+    assert_eq!(seen(&set, &pod), ("blackhole".to_owned(), "0.050s".to_owned(), 2));
+    // What the pod says of itself is nearer.
+    let own = captured("10.0.0.7", ", outboundPolicy: allow-any");
+    assert_eq!(seen(&set, &own).0, "passthrough");
+    set.objects.extend(policy(&mesh("shop", "{outboundTraffic: AllowAny, access: {default: Allow}}")).objects);
+    assert_eq!(seen(&set, &pod), ("passthrough".to_owned(), "0.050s".to_owned(), 1));
+}

@@ -108,9 +108,10 @@ pub const TABLE: &[Annotation] = &[
     ),
     row(
         "outbound-policy",
-        Form::Choice(&["allow-any", "registry-only"]),
-        "allow-any",
-        "What becomes of connections to places that no policy and no registry knows: passed on, or closed.",
+        Form::Choice(&["mesh", "allow-any", "registry-only"]),
+        "mesh",
+        "What becomes of connections to places that no policy and no registry knows: passed on, or closed. `mesh`: as \
+         MeshConfig says, at any time.",
     ),
     row(
         "drain-time",

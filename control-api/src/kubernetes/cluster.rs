@@ -196,6 +196,12 @@ impl Cluster {
         Err(ClusterError::Incomplete(missing.map(reason).collect()))
     }
 
+    /// The control plane's own namespace, where it is known.
+    #[must_use]
+    pub fn namespace(&self) -> Option<&str> {
+        self.namespace.as_deref()
+    }
+
     /// Policy kept in the cluster.
     #[must_use]
     pub fn store(&self) -> Arc<ClusterStore> {
@@ -353,7 +359,7 @@ async fn keep(kept: Kept, mut seen: mpsc::Receiver<Seen>, wanted: usize, outlets
         let mut registered = outlets.registered.borrow().clone();
         if is_changed {
             let workloads = workloads.map_or_else(|| registered.workloads.clone(), Arc::new);
-            registered = Arc::new(PolicySet { revision: 0, objects: kept.registry().objects(), workloads });
+            registered = Arc::new(PolicySet { objects: kept.registry().objects(), workloads, ..PolicySet::default() });
             outlets.registered.send_replace(registered.clone());
         }
         let mut policies = kept.policies();

@@ -7,8 +7,8 @@
 //! - { apiGroups: [""], resources: [namespaces, pods, services], verbs: [list, watch] }
 //! - { apiGroups: [discovery.k8s.io], resources: [endpointslices], verbs: [list, watch] }
 //! # policy from the cluster (--store kubernetes); create, patch and delete are for the REST API's writes
-//! - { apiGroups: [outrigger.dev], resources: [accesspolicies, ratelimits, trafficpolicies, upstreams], verbs: [list, watch, create, patch, delete] }
-//! - { apiGroups: [outrigger.dev], resources: [accesspolicies/status, ratelimits/status, trafficpolicies/status, upstreams/status], verbs: [patch] }
+//! - { apiGroups: [outrigger.dev], resources: [accesspolicies, meshconfigs, ratelimits, trafficpolicies, upstreams], verbs: [list, watch, create, patch, delete] }
+//! - { apiGroups: [outrigger.dev], resources: [accesspolicies/status, meshconfigs/status, ratelimits/status, trafficpolicies/status, upstreams/status], verbs: [patch] }
 //! - { apiGroups: [gateway.networking.k8s.io], resources: [grpcroutes, httproutes], verbs: [list, watch, create, patch, delete] }
 //! - { apiGroups: [gateway.networking.k8s.io], resources: [grpcroutes/status, httproutes/status], verbs: [patch] }
 //! # Role in the release's namespace: who writes statuses (--store kubernetes)
@@ -33,7 +33,7 @@ pub fn registry_rules() -> Vec<Value> {
 #[must_use]
 pub fn policy_rules() -> Vec<Value> {
     const OBJECTS: [&str; 5] = ["list", "watch", "create", "patch", "delete"];
-    let own = ["accesspolicies", "ratelimits", "trafficpolicies", "upstreams"];
+    let own = ["accesspolicies", "meshconfigs", "ratelimits", "trafficpolicies", "upstreams"];
     let gateway = ["grpcroutes", "httproutes"];
     vec![
         rule("outrigger.dev", &own, &OBJECTS),

@@ -74,7 +74,7 @@ pub(super) fn wanted(judged: &Judged, fleet: &Fleet, now: &str) -> Option<Wanted
             }
             json!({ "parents": parents })
         }
-        Kind::AccessPolicy | Kind::RateLimit | Kind::TrafficPolicy | Kind::Upstream => {
+        Kind::AccessPolicy | Kind::MeshConfig | Kind::RateLimit | Kind::TrafficPolicy | Kind::Upstream => {
             let conditions = render(&conditions, before.get("conditions"), judged.written.generation, now);
             let mut status = json!({ "conditions": conditions });
             if let Some((_, epoch)) = judged.in_force {

@@ -33,7 +33,7 @@ pub fn find_contradictions(set: &PolicySet, touched: &Touched) -> Vec<Problem> {
             }
             Spec::TrafficPolicy(policy) => target_problems(set, &services, object, &policy.targets),
             Spec::RateLimit(limit) => target_problems(set, &services, object, &limit.targets),
-            Spec::Upstream(_) => Vec::new(),
+            Spec::MeshConfig(_) | Spec::Upstream(_) => Vec::new(),
         };
         for problem in &mut found {
             problem.document = *document;
@@ -64,7 +64,7 @@ pub fn referrers(before: &PolicySet, set: &PolicySet, key: &ObjectKey) -> Vec<Ob
             Spec::AccessPolicy(policy) => refers(&object.key, &policy.targets),
             Spec::TrafficPolicy(policy) => refers(&object.key, &policy.targets),
             Spec::RateLimit(limit) => refers(&object.key, &limit.targets),
-            Spec::Upstream(_) => false,
+            Spec::MeshConfig(_) | Spec::Upstream(_) => false,
         })
         .map(|object| object.key.clone())
         .collect()
@@ -265,7 +265,11 @@ fn setting_conflicts(set: &PolicySet, services: &Services<'_>, touched: &Touched
         let (targets, settings) = match &object.spec {
             Spec::TrafficPolicy(policy) => (&policy.targets, policy_settings(policy)),
             Spec::RateLimit(limit) => (&limit.targets, vec![("limit", "spec.requests")]),
-            Spec::AccessPolicy(_) | Spec::GrpcRoute(_) | Spec::HttpRoute(_) | Spec::Upstream(_) => continue,
+            Spec::AccessPolicy(_)
+            | Spec::GrpcRoute(_)
+            | Spec::HttpRoute(_)
+            | Spec::MeshConfig(_)
+            | Spec::Upstream(_) => continue,
         };
         for target in targets {
             // A policy on a port is nearer than one on its service, so the two do not contradict each other.
@@ -308,15 +312,16 @@ fn rule_settings(rule: &Rule) -> Vec<(&'static str, &'static str)> {
 }
 
 fn policy_settings(policy: &super::traffic_policy::TrafficPolicy) -> Vec<(&'static str, &'static str)> {
-    let retry_timeout = policy.retry.as_ref().is_some_and(|retry| retry.try_timeout.is_some());
+    let traffic = &policy.traffic;
+    let retry_timeout = traffic.retry.as_ref().is_some_and(|retry| retry.try_timeout.is_some());
     let all = [
-        (policy.request_timeout.is_some(), "request timeout", "spec.timeouts.request"),
-        (policy.try_timeout.is_some(), "try timeout", "spec.timeouts.perTry"),
+        (traffic.request_timeout.is_some(), "request timeout", "spec.timeouts.request"),
+        (traffic.try_timeout.is_some(), "try timeout", "spec.timeouts.perTry"),
         (retry_timeout, "try timeout", "spec.retry.perTryTimeout"),
-        (policy.stream_timeout.is_some(), "stream timeout", "spec.timeouts.stream"),
-        (policy.grpc_deadline_max.is_some(), "greatest gRPC deadline", "spec.timeouts.grpcDeadlineMax"),
-        (policy.upgrades.is_some(), "upgrades", "spec.upgrades"),
-        (policy.retry.is_some(), "retry", "spec.retry"),
+        (traffic.stream_timeout.is_some(), "stream timeout", "spec.timeouts.stream"),
+        (traffic.grpc_deadline_max.is_some(), "greatest gRPC deadline", "spec.timeouts.grpcDeadlineMax"),
+        (traffic.upgrades.is_some(), "upgrades", "spec.upgrades"),
+        (traffic.retry.is_some(), "retry", "spec.retry"),
         (policy.limit.is_some(), "limit", "spec.localRateLimit"),
         (policy.outlier.is_some(), "outlier detection", "spec.outlierDetection"),
         (policy.limits.is_some(), "limits", "spec.limits"),

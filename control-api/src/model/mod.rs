@@ -14,6 +14,7 @@ pub mod duration;
 pub mod grpc_route;
 pub mod http_route;
 pub mod link;
+pub mod mesh_config;
 pub mod object;
 pub mod problem;
 pub mod service;

@@ -12,6 +12,7 @@ use super::access_policy::{AccessPolicy, parse_access_policy};
 use super::cursor::{Cursor, Report};
 use super::grpc_route::parse_grpc_route;
 use super::http_route::{HttpRoute, parse_http_route};
+use super::mesh_config::{MESH, MESH_RULE, MeshConfig, parse_mesh_config};
 use super::problem::{Problem, nearest};
 use super::traffic_policy::{RateLimit, TrafficPolicy, parse_rate_limit, parse_traffic_policy};
 use super::upstream::{Upstream, parse_upstream};
@@ -31,6 +32,8 @@ pub enum Kind {
     GrpcRoute,
     /// Gateway API: which request goes where.
     HttpRoute,
+    /// What holds where nobody said anything nearer.
+    MeshConfig,
     /// A named limit, attached to routes or upstreams.
     RateLimit,
     /// Timeouts, retries and limits, attached to a route or an upstream.
@@ -41,8 +44,15 @@ pub enum Kind {
 
 impl Kind {
     /// All kinds, in the order in which they are listed.
-    pub const ALL: [Self; 6] =
-        [Self::AccessPolicy, Self::GrpcRoute, Self::HttpRoute, Self::RateLimit, Self::TrafficPolicy, Self::Upstream];
+    pub const ALL: [Self; 7] = [
+        Self::AccessPolicy,
+        Self::GrpcRoute,
+        Self::HttpRoute,
+        Self::MeshConfig,
+        Self::RateLimit,
+        Self::TrafficPolicy,
+        Self::Upstream,
+    ];
 
     /// The name as written in a document.
     #[must_use]
@@ -51,6 +61,7 @@ impl Kind {
             Self::AccessPolicy => "AccessPolicy",
             Self::GrpcRoute => "GRPCRoute",
             Self::HttpRoute => "HTTPRoute",
+            Self::MeshConfig => "MeshConfig",
             Self::RateLimit => "RateLimit",
             Self::TrafficPolicy => "TrafficPolicy",
             Self::Upstream => "Upstream",
@@ -62,7 +73,9 @@ impl Kind {
     pub fn api_version(self) -> &'static str {
         match self {
             Self::GrpcRoute | Self::HttpRoute => GATEWAY_API,
-            Self::AccessPolicy | Self::RateLimit | Self::TrafficPolicy | Self::Upstream => OUTRIGGER_API,
+            Self::AccessPolicy | Self::MeshConfig | Self::RateLimit | Self::TrafficPolicy | Self::Upstream => {
+                OUTRIGGER_API
+            }
         }
     }
 
@@ -123,6 +136,8 @@ pub enum Spec {
     GrpcRoute(HttpRoute),
     /// See [`HttpRoute`].
     HttpRoute(HttpRoute),
+    /// See [`MeshConfig`].
+    MeshConfig(MeshConfig),
     /// See [`RateLimit`].
     RateLimit(RateLimit),
     /// See [`TrafficPolicy`].
@@ -137,7 +152,11 @@ impl Spec {
     pub fn as_route(&self) -> Option<&HttpRoute> {
         match self {
             Self::GrpcRoute(route) | Self::HttpRoute(route) => Some(route),
-            Self::AccessPolicy(_) | Self::RateLimit(_) | Self::TrafficPolicy(_) | Self::Upstream(_) => None,
+            Self::AccessPolicy(_)
+            | Self::MeshConfig(_)
+            | Self::RateLimit(_)
+            | Self::TrafficPolicy(_)
+            | Self::Upstream(_) => None,
         }
     }
 }
@@ -196,9 +215,33 @@ pub struct PolicySet {
     pub objects: BTreeMap<ObjectKey, Arc<Object>>,
     /// The pods of the cluster, where a registry tells of them.
     pub workloads: Arc<Workloads>,
+    /// The namespace whose MeshConfig speaks for all.
+    pub mesh_namespace: Option<Arc<str>>,
 }
 
 impl PolicySet {
+    /// What holds in a namespace where nobody said anything nearer.
+    #[must_use]
+    pub fn mesh_config(&self, namespace: &str) -> MeshConfig {
+        let of = |namespace: &str| match &self.objects.get(&ObjectKey::new(Kind::MeshConfig, namespace, MESH))?.spec {
+            Spec::MeshConfig(config) => Some(config.clone()),
+            _ => None,
+        };
+        let own = of(namespace).unwrap_or_default();
+        match self.mesh_namespace.as_deref().filter(|all| *all != namespace).and_then(of) {
+            Some(all) => own.over(&all),
+            None => own,
+        }
+    }
+
+    /// All mesh configs.
+    pub fn mesh_configs(&self) -> impl Iterator<Item = (&Object, &MeshConfig)> {
+        self.objects.values().filter_map(|object| match &object.spec {
+            Spec::MeshConfig(config) => Some((object.as_ref(), config)),
+            _ => None,
+        })
+    }
+
     /// All access policies.
     pub fn access_policies(&self) -> impl Iterator<Item = (&Object, &AccessPolicy)> {
         self.objects.values().filter_map(|object| match &object.spec {
@@ -264,6 +307,7 @@ fn walk_manifest(root: &Cursor<'_>, document: Option<usize>) -> Option<Manifest>
         Kind::AccessPolicy => parse_access_policy(&spec, &metadata.as_ref()?.0.namespace).map(Spec::AccessPolicy),
         Kind::GrpcRoute => parse_grpc_route(&spec, &metadata.as_ref()?.0.namespace).map(Spec::GrpcRoute),
         Kind::HttpRoute => parse_http_route(&spec, &metadata.as_ref()?.0.namespace).map(Spec::HttpRoute),
+        Kind::MeshConfig => parse_mesh_config(&spec).map(Spec::MeshConfig),
         Kind::RateLimit => parse_rate_limit(&spec).map(Spec::RateLimit),
         Kind::TrafficPolicy => parse_traffic_policy(&spec).map(Spec::TrafficPolicy),
         Kind::Upstream => parse_upstream(&spec).map(Spec::Upstream),
@@ -284,6 +328,7 @@ fn walk_metadata(at: &Cursor<'_>, kind: Option<Kind>) -> Option<(ObjectKey, Opti
     const ADDED: [&str; 4] = ["generation", "uid", "creationTimestamp", "managedFields"];
     let fields = at.fields(&[&WRITTEN[..], &ADDED[..]].concat())?;
     let (accept, rule): (fn(&str) -> bool, &str) = match kind {
+        Some(Kind::MeshConfig) => (|name| name == MESH, MESH_RULE),
         Some(Kind::Upstream) => (is_dns_label, LABEL_RULE),
         _ => (is_dns_subdomain, SUBDOMAIN_RULE),
     };

@@ -110,7 +110,10 @@ fn unknown_words_get_the_nearest_known_one() {
         &matched,
         &["spec.rules[0].matches[0].path.type", "\"Prefix\"", "Exact, PathPrefix, RegularExpression"],
     );
-    assert_refused("kind: Service\napiVersion: v1\nmetadata: {name: a}\nspec: {}", &["HTTPRoute, RateLimit"]);
+    assert_refused(
+        "kind: Service\napiVersion: v1\nmetadata: {name: a}\nspec: {}",
+        &["HTTPRoute, MeshConfig, RateLimit"],
+    );
     let version = upstream("{endpoints: []}").replace("dev/v1", "dev/v2");
     assert_refused(&version, &["apiVersion", "must be outrigger.dev/v1"]);
     let scope = "apiVersion: outrigger.dev/v1\nkind: RateLimit\nmetadata: {name: a}\n\

@@ -45,6 +45,19 @@ impl TargetRef {
 pub struct TrafficPolicy {
     /// What it attaches to.
     pub targets: Vec<TargetRef>,
+    /// Timeouts, retries and upgrades.
+    pub traffic: Traffic,
+    /// Local limit.
+    pub limit: Option<TokenBucket>,
+    /// Replaces the upstream's own, for Upstream targets.
+    pub outlier: Option<OutlierDetection>,
+    /// Replaces the upstream's own, for Upstream targets.
+    pub limits: Option<Limits>,
+}
+
+/// How exchanges are made; what is absent is said elsewhere or not at all.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Traffic {
     /// Limit of the whole exchange; zero turns it off.
     pub request_timeout: Option<Duration>,
     /// Limit of one try.
@@ -58,12 +71,21 @@ pub struct TrafficPolicy {
     pub upgrades: Option<Vec<String>>,
     /// When to try again.
     pub retry: Option<Retry>,
-    /// Local limit.
-    pub limit: Option<TokenBucket>,
-    /// Replaces the upstream's own, for Upstream targets.
-    pub outlier: Option<OutlierDetection>,
-    /// Replaces the upstream's own, for Upstream targets.
-    pub limits: Option<Limits>,
+}
+
+impl Traffic {
+    /// What is set here, and for the rest what is set farther off.
+    #[must_use]
+    pub fn over(self, farther: &Self) -> Self {
+        Self {
+            request_timeout: self.request_timeout.or(farther.request_timeout),
+            try_timeout: self.try_timeout.or(farther.try_timeout),
+            stream_timeout: self.stream_timeout.or(farther.stream_timeout),
+            grpc_deadline_max: self.grpc_deadline_max.or(farther.grpc_deadline_max),
+            upgrades: self.upgrades.or_else(|| farther.upgrades.clone()),
+            retry: self.retry.or_else(|| farther.retry.clone()),
+        }
+    }
 }
 
 /// When to try again.
@@ -116,6 +138,19 @@ pub fn parse_traffic_policy(at: &Cursor<'_>) -> Option<TrafficPolicy> {
             fields.refuse_field(name, "belongs to targets of kind Upstream or Service only");
         }
     }
+    let limit = fields.optional("localRateLimit");
+    Some(TrafficPolicy {
+        targets,
+        traffic: parse_traffic(&fields),
+        limit: limit.and_then(|at| parse_bucket(&at.fields(&["requests", "per", "burst"])?)),
+        outlier: fields.optional("outlierDetection").and_then(|at| parse_outlier(&at)),
+        limits: fields.optional("limits").and_then(|at| parse_limits(&at)),
+    })
+}
+
+/// Reads `timeouts`, `retry` and `upgrades`, beside other fields.
+#[must_use]
+pub fn parse_traffic(fields: &Fields<'_>) -> Traffic {
     let timeouts =
         fields.optional("timeouts").and_then(|at| at.fields(&["request", "perTry", "stream", "grpcDeadlineMax"]));
     let timeout = |name: &str| timeouts.as_ref()?.optional(name)?.duration(Duration::ZERO..=24 * HOUR);
@@ -129,20 +164,14 @@ pub fn parse_traffic_policy(at: &Cursor<'_>) -> Option<TrafficPolicy> {
     if try_timeout.is_some() && retry.as_ref().is_some_and(|retry| retry.try_timeout.is_some()) {
         fields.refuse_field("timeouts", "perTry is also set as retry.perTryTimeout; keep one");
     }
-    Some(TrafficPolicy {
-        targets,
+    Traffic {
         request_timeout,
         try_timeout,
         stream_timeout: timeout("stream"),
         grpc_deadline_max: timeout("grpcDeadlineMax"),
-        upgrades: fields.has("upgrades").then(|| parse_upgrades(&fields)),
+        upgrades: fields.has("upgrades").then(|| parse_upgrades(fields)),
         retry,
-        limit: fields
-            .optional("localRateLimit")
-            .and_then(|at| parse_bucket(&at.fields(&["requests", "per", "burst"])?)),
-        outlier: fields.optional("outlierDetection").and_then(|at| parse_outlier(&at)),
-        limits: fields.optional("limits").and_then(|at| parse_limits(&at)),
-    })
+    }
 }
 
 fn parse_upgrades(fields: &Fields<'_>) -> Vec<String> {

@@ -31,12 +31,19 @@ pub struct Upstream {
     /// Addresses that get no requests, as those that are not ready yet: known so that their own proxies treat them as what
     /// they are going to be. Only a registry tells of them.
     pub not_ready: Vec<SocketAddr>,
-    /// How one is chosen.
-    pub balancing: Balancing,
     /// What its endpoints speak.
     pub protocol: AppProtocol,
-    /// Limit of connecting.
-    pub connect_timeout: Duration,
+    /// How they are treated.
+    pub connection: Connection,
+}
+
+/// How the endpoints of an upstream are treated; what is absent is as the mesh says, else as Envoy does it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Connection {
+    /// How one is chosen; in turn, where the mesh does not say either.
+    pub balancing: Option<Balancing>,
+    /// Limit of connecting; [`CONNECT_TIMEOUT`] where the mesh does not say either.
+    pub connect_timeout: Option<Duration>,
     /// When an endpoint is ejected; never when absent.
     pub outlier: Option<OutlierDetection>,
     /// Bounds on what is open at once.
@@ -48,6 +55,25 @@ pub struct Upstream {
     /// How many requests one connection serves.
     pub max_requests_per_connection: Option<u32>,
 }
+
+impl Connection {
+    /// What is set here, and for the rest what is set farther off.
+    #[must_use]
+    pub fn over(self, farther: &Self) -> Self {
+        Self {
+            balancing: self.balancing.or(farther.balancing),
+            connect_timeout: self.connect_timeout.or(farther.connect_timeout),
+            outlier: self.outlier.or_else(|| farther.outlier.clone()),
+            limits: self.limits.or_else(|| farther.limits.clone()),
+            panic_percent: self.panic_percent.or(farther.panic_percent),
+            idle_timeout: self.idle_timeout.or(farther.idle_timeout),
+            max_requests_per_connection: self.max_requests_per_connection.or(farther.max_requests_per_connection),
+        }
+    }
+}
+
+/// Limit of connecting, where nobody says another.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What the endpoints of an upstream speak.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -169,26 +195,9 @@ pub struct Limits {
 
 /// Reads a spec.
 pub fn parse_upstream(at: &Cursor<'_>) -> Option<Upstream> {
-    let fields = at.fields(&[
-        "serviceName",
-        "port",
-        "portName",
-        "addresses",
-        "endpoints",
-        "loadBalancing",
-        "appProtocol",
-        "connectTimeout",
-        "outlierDetection",
-        "limits",
-        "panicThresholdPercent",
-        "idleTimeout",
-        "maxRequestsPerConnection",
-    ])?;
+    const OWN: [&str; 6] = ["serviceName", "port", "portName", "addresses", "endpoints", "appProtocol"];
+    let fields = at.fields(&[&OWN[..], &CONNECTION_FIELDS].concat())?;
     let service = fields.optional("serviceName");
-    let connect = match fields.optional("connectTimeout") {
-        Some(at) => at.duration(MS..=HOUR),
-        None => Some(Duration::from_secs(1)),
-    };
     let protocol = match fields.optional("appProtocol") {
         Some(at) => at.choice(&PROTOCOLS),
         None => Some(AppProtocol::default()),
@@ -205,17 +214,35 @@ pub fn parse_upstream(at: &Cursor<'_>) -> Option<Upstream> {
         addresses: parse_addresses(&fields),
         endpoints: parse_endpoints(&fields),
         not_ready: Vec::new(),
-        balancing: parse_balancing(&fields),
         protocol: protocol?,
-        connect_timeout: connect?,
+        connection: parse_connection(&fields),
+    })
+}
+
+/// The fields of [`Connection`].
+pub const CONNECTION_FIELDS: [&str; 7] = [
+    "loadBalancing",
+    "connectTimeout",
+    "outlierDetection",
+    "limits",
+    "panicThresholdPercent",
+    "idleTimeout",
+    "maxRequestsPerConnection",
+];
+
+/// Reads how endpoints are treated, from fields beside others.
+#[must_use]
+pub fn parse_connection(fields: &Fields<'_>) -> Connection {
+    let most = fields.optional("maxRequestsPerConnection");
+    Connection {
+        balancing: fields.optional("loadBalancing").and_then(|at| parse_balancing(&at)),
+        connect_timeout: fields.optional("connectTimeout").and_then(|at| at.duration(MS..=HOUR)),
         outlier: fields.optional("outlierDetection").and_then(|at| parse_outlier(&at)),
         limits: fields.optional("limits").and_then(|at| parse_limits(&at)),
         panic_percent: fields.optional("panicThresholdPercent").and_then(|at| at.integer32(0..=100)),
         idle_timeout: fields.optional("idleTimeout").and_then(|at| at.duration(MS..=24 * HOUR)),
-        max_requests_per_connection: fields
-            .optional("maxRequestsPerConnection")
-            .and_then(|at| at.integer32(1..=u32::MAX)),
-    })
+        max_requests_per_connection: most.and_then(|at| at.integer32(1..=u32::MAX)),
+    }
 }
 
 fn parse_addresses(fields: &Fields<'_>) -> Vec<IpAddr> {
@@ -286,15 +313,14 @@ fn parse_address(at: &Cursor<'_>) -> Option<SocketAddr> {
     None
 }
 
-fn parse_balancing(fields: &Fields<'_>) -> Balancing {
+fn parse_balancing(at: &Cursor<'_>) -> Option<Balancing> {
     #[derive(Clone, Copy, PartialEq)]
     enum Word {
         Least,
         Random,
         Round,
     }
-    let Some(at) = fields.optional("loadBalancing") else { return Balancing::RoundRobin };
-    let Some(fields) = at.fields(&["policy", "choiceCount"]) else { return Balancing::RoundRobin };
+    let fields = at.fields(&["policy", "choiceCount"])?;
     let words = [("RoundRobin", Word::Round), ("LeastRequest", Word::Least), ("Random", Word::Random)];
     let word = match fields.optional("policy") {
         Some(at) => at.choice(&words),
@@ -304,11 +330,11 @@ fn parse_balancing(fields: &Fields<'_>) -> Balancing {
     if fields.has("choiceCount") && word.is_some_and(|word| word != Word::Least) {
         fields.refuse_field("choiceCount", "belongs to the policy LeastRequest only");
     }
-    match word {
-        Some(Word::Least) => Balancing::LeastRequest { choices: choices.unwrap_or(2) },
-        Some(Word::Random) => Balancing::Random,
-        Some(Word::Round) | None => Balancing::RoundRobin,
-    }
+    Some(match word? {
+        Word::Least => Balancing::LeastRequest { choices: choices.unwrap_or(2) },
+        Word::Random => Balancing::Random,
+        Word::Round => Balancing::RoundRobin,
+    })
 }
 
 /// Reads an outlier-detection stanza.

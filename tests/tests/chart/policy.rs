@@ -27,6 +27,8 @@ const RIGHTS: &[(&str, &str, &str, bool)] = &[
     ("gateway.networking.k8s.io", "httproutes/status", "patch", false),
     ("outrigger.dev", "accesspolicies", "create delete list patch watch", false),
     ("outrigger.dev", "accesspolicies/status", "patch", false),
+    ("outrigger.dev", "meshconfigs", "create delete list patch watch", false),
+    ("outrigger.dev", "meshconfigs/status", "patch", false),
     ("outrigger.dev", "ratelimits", "create delete list patch watch", false),
     ("outrigger.dev", "ratelimits/status", "patch", false),
     ("outrigger.dev", "trafficpolicies", "create delete list patch watch", false),

@@ -17,8 +17,10 @@ mod access;
 mod mesh;
 mod rollout;
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
+use outrigger_tests::world::kubelet::Pod;
 use outrigger_tests::world::{Answer, Downstream, Upstream, wait_for};
 use serde_json::{Value, json};
 
@@ -82,11 +84,8 @@ fn captured_pods_are_a_mesh(setup: &Setup, driver: &str) {
             });
         }
 
-        // What is no service of the mesh is passed on.
         let outside = Upstream::start_at((mesh.node.place.address, 0).into(), |_| Answer::status(200).body("outside"));
-        let passed = shopper.place.inside(|| get(outside.address(), "/"));
-        assert_eq!(passed.unwrap(), "outside");
-
+        what_nobody_knows_is_passed_on_or_closed(mesh, (&shopper, address), outside.address());
         access::who_may_call(mesh, (&orders, &shopper), address);
 
         // Policy, as kubectl would apply it: it runs, and the resource says so.
@@ -132,7 +131,28 @@ fn captured_pods_are_a_mesh(setup: &Setup, driver: &str) {
     });
 }
 
-fn get(address: std::net::SocketAddr, path: &str) -> Result<String, String> {
+fn what_nobody_knows_is_passed_on_or_closed(
+    mesh: &mesh::Mesh<'_>,
+    (shopper, address): (&Pod, SocketAddr),
+    outside: SocketAddr,
+) {
+    // What is no service of the mesh is passed on.
+    let passed = shopper.place.inside(|| get(outside, "/"));
+    assert_eq!(passed.unwrap(), "outside");
+    // Unless the mesh says otherwise, which pods that run hear of too.
+    let closed = json!({
+        "apiVersion": "outrigger.dev/v1", "kind": "MeshConfig",
+        "metadata": { "name": "mesh", "namespace": mesh::SYSTEM }, "spec": { "outboundTraffic": "RegistryOnly" },
+    });
+    mesh.kube.apply(&closed).unwrap();
+    let ask = || shopper.place.inside(|| get(outside, "/"));
+    wait_for("what nobody knows to be closed", SOON, || ask().map_or(Ok(()), Err));
+    assert!(shopper.place.inside(|| get(address, "/health")).is_ok(), "services are open");
+    mesh.kube.delete(&format!("/apis/outrigger.dev/v1/namespaces/{}/meshconfigs/mesh", mesh::SYSTEM)).unwrap();
+    wait_for("it to be open again", SOON, || ask().map(drop));
+}
+
+fn get(address: SocketAddr, path: &str) -> Result<String, String> {
     let answer =
         Downstream::connect(address).and_then(|mut client| client.get(path)).map_err(|error| error.to_string())?;
     let body = String::from_utf8_lossy(&answer.body).into_owned();

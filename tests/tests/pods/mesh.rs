@@ -14,7 +14,7 @@ use outrigger_tests::world::tool::{fetch, root};
 use outrigger_tests::world::{Downstream, Helm, Kube, wait_for};
 use serde_json::{Value, json};
 
-const SYSTEM: &str = "outrigger-system";
+pub(crate) const SYSTEM: &str = "outrigger-system";
 const CONTROL: &str = "outrigger-control";
 const SECCOMP: &str = "outrigger-seccomp";
 const SOON: Duration = Duration::from_secs(60);

@@ -140,6 +140,28 @@ on_both_drivers! {
         assert_eq!(response.text(), "application");
     }
 
+    fn the_mesh_says_what_nobody_nearer_does(io) {
+        let flaky = Upstream::start(|request| match request.number {
+            n if n % 2 == 0 => Answer::status(503),
+            _ => Answer::status(200).body("twice"),
+        });
+        let mesh = Mesh::start(io);
+        let config = |traffic: &str| {
+            format!("---\napiVersion: outrigger.dev/v1\nkind: MeshConfig\nmetadata: {{ name: mesh }}\nspec: {{ traffic: {traffic} }}\n")
+        };
+        mesh.apply(&(upstream_yaml("flaky", &flaky) + &config("{ retry: { on: [5xx], attempts: 1 } }")));
+        for _ in 0..3 {
+            assert_eq!(mesh.call("flaky", "/").text(), "twice");
+        }
+        let own = "---\napiVersion: outrigger.dev/v1\nkind: TrafficPolicy\nmetadata: { name: own }\n\
+                   spec: { targetRefs: [{ kind: Upstream, name: flaky }], retry: { attempts: 0 } }\n";
+        mesh.apply(own);
+        let statuses = [mesh.call("flaky", "/").status, mesh.call("flaky", "/").status];
+        assert_eq!(statuses, [503, 200], "what is nearer holds");
+        let (code, text) = mesh.ctl(&["get", "meshconfig"]);
+        assert!(code == Some(0) && text.contains("sets traffic"), "{text}");
+    }
+
     fn who_may_call_is_policy_too(io) {
         let app = Upstream::named("application");
         let control = Control::start();

@@ -102,7 +102,7 @@ pub(crate) enum Command {
         after_help = "Examples:\n  outriggerctl get all\n  outriggerctl get httproutes -n shop\n  outriggerctl get upstream orders -o yaml"
     )]
     Get {
-        /// AccessPolicy, GRPCRoute, HTTPRoute, RateLimit, TrafficPolicy, Upstream (any case, singular or plural) or all.
+        /// AccessPolicy, GRPCRoute, HTTPRoute, MeshConfig, RateLimit, TrafficPolicy, Upstream (any case, singular or plural) or all.
         kind: String,
         /// Only this one.
         name: Option<String>,

@@ -281,6 +281,11 @@ fn summary(object: &Value) -> String {
             let mode = if is_audit { ", counted only" } else { "" };
             format!("{} by {rules} rule(s) at {at}{mode}", word("/spec/action", "Allow"))
         }
+        "MeshConfig" => {
+            let spec = object.get("spec").and_then(Value::as_object);
+            let set: Vec<&str> = spec.into_iter().flat_map(|spec| spec.keys()).map(String::as_str).collect();
+            format!("sets {}", if set.is_empty() { "nothing".to_owned() } else { set.join(", ") })
+        }
         "Upstream" => format!("{} endpoint(s)", list("/spec/endpoints").map_or(0, Vec::len)),
         "RateLimit" => {
             let requests = object.pointer("/spec/requests").cloned().unwrap_or_default();

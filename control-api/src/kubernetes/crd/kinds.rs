@@ -123,42 +123,47 @@ fn any_of(fields: &[&str]) -> String {
 
 /// `spec` of an Upstream.
 pub(super) fn upstream() -> Schema {
-    Schema::object(
-        "A group of endpoints, and how to treat them.",
-        vec![
-            optional("serviceName", Schema::label("The name that callers use; the object's own name where absent.")),
-            optional("port", Schema::integer("The port at which callers use it; any where absent.", 1..=65_535)),
-            optional("portName", Schema::label("Name of that port, for sectionName of a policy.")),
-            optional("addresses", addresses()),
-            required("endpoints", endpoints()),
-            optional("loadBalancing", load_balancing()),
-            optional(
-                "appProtocol",
-                Schema::choice(
-                    "What the endpoints speak.",
-                    &["http", "h2c", "kubernetes.io/h2c", "grpc", "downstream", "detect", "tcp", "tls"],
-                )
-                .default("http"),
-            ),
-            optional("connectTimeout", Schema::span("Limit of connecting.", ("1ms", "1h")).default("1s")),
-            optional("outlierDetection", outlier_detection()),
-            optional("limits", limits()),
-            optional(
-                "panicThresholdPercent",
-                Schema::percent("Below this share of healthy endpoints all are used; 0 turns it off."),
-            ),
-            optional("idleTimeout", Schema::span("How long an unused connection is kept.", ("1ms", "24h"))),
-            optional("maxRequestsPerConnection", Schema::integer("How many requests one connection serves.", 1..=MAX)),
-        ],
-    )
-    .rule(
-        "self.endpoints.map(one, one.weight).sum() <= 4294967295",
-        "the sum of the endpoints' weights must be at most 4294967295",
-    )
-    .rule(
-        "has(self.port) || !(has(self.portName) || has(self.addresses))",
-        "portName and addresses need port beside them: a captured connection is known by address and port",
-    )
+    let mut fields = vec![
+        optional("serviceName", Schema::label("The name that callers use; the object's own name where absent.")),
+        optional("port", Schema::integer("The port at which callers use it; any where absent.", 1..=65_535)),
+        optional("portName", Schema::label("Name of that port, for sectionName of a policy.")),
+        optional("addresses", addresses()),
+        required("endpoints", endpoints()),
+        optional(
+            "appProtocol",
+            Schema::choice(
+                "What the endpoints speak.",
+                &["http", "h2c", "kubernetes.io/h2c", "grpc", "downstream", "detect", "tcp", "tls"],
+            )
+            .default("http"),
+        ),
+    ];
+    fields.extend(connection());
+    Schema::object("A group of endpoints, and how to treat them.", fields)
+        .rule(
+            "self.endpoints.map(one, one.weight).sum() <= 4294967295",
+            "the sum of the endpoints' weights must be at most 4294967295",
+        )
+        .rule(
+            "has(self.port) || !(has(self.portName) || has(self.addresses))",
+            "portName and addresses need port beside them: a captured connection is known by address and port",
+        )
+}
+
+/// How the endpoints of an upstream are treated.
+fn connection() -> Vec<Field> {
+    optionals(vec![
+        ("loadBalancing", load_balancing()),
+        ("connectTimeout", Schema::span("Limit of connecting; as MeshConfig says, else 1s.", ("1ms", "1h"))),
+        ("outlierDetection", outlier_detection()),
+        ("limits", limits()),
+        (
+            "panicThresholdPercent",
+            Schema::percent("Below this share of healthy endpoints all are used; 0 turns it off."),
+        ),
+        ("idleTimeout", Schema::span("How long an unused connection is kept.", ("1ms", "24h"))),
+        ("maxRequestsPerConnection", Schema::integer("How many requests one connection serves.", 1..=MAX)),
+    ])
 }
 
 fn addresses() -> Schema {
@@ -262,10 +267,8 @@ fn limits() -> Schema {
 /// `spec` of a TrafficPolicy.
 pub(super) fn traffic_policy() -> Schema {
     let mut fields = vec![required("targetRefs", target_refs(&ROUTES_TOO))];
+    fields.extend(traffic());
     fields.extend(optionals(vec![
-        ("timeouts", timeouts()),
-        ("retry", retry()),
-        ("upgrades", upgrades()),
         ("localRateLimit", bucket("A limit that each proxy keeps by itself.", Vec::new())),
         ("outlierDetection", outlier_detection()),
         ("limits", limits()),
@@ -281,10 +284,52 @@ pub(super) fn traffic_policy() -> Schema {
              ['Service', 'Upstream'])",
             "outlierDetection and limits belong to targets of kind Upstream or Service only",
         )
-        .rule(
-            "!(has(self.timeouts) && has(self.timeouts.perTry) && has(self.retry) && has(self.retry.perTryTimeout))",
-            "timeouts.perTry is also set as retry.perTryTimeout; keep one",
-        )
+        .rule(ONE_TRY_TIMEOUT.0, ONE_TRY_TIMEOUT.1)
+}
+
+/// How exchanges are made.
+fn traffic() -> Vec<Field> {
+    optionals(vec![("timeouts", timeouts()), ("retry", retry()), ("upgrades", upgrades())])
+}
+
+/// What holds of [`traffic`], and what is said where it does not.
+const ONE_TRY_TIMEOUT: (&str, &str) = (
+    "!(has(self.timeouts) && has(self.timeouts.perTry) && has(self.retry) && has(self.retry.perTryTimeout))",
+    "timeouts.perTry is also set as retry.perTryTimeout; keep one",
+);
+
+/// `spec` of a MeshConfig.
+pub(super) fn mesh_config() -> Schema {
+    let traffic = Schema::object("How exchanges are made, where no policy and no route says it.", traffic());
+    let access =
+        Schema::choice("What becomes of a call that no AccessPolicy is about: Allow where absent.", &["Allow", "Deny"]);
+    Schema::object(
+        "What holds where nobody said anything nearer. In the control plane's namespace it is for all, in another for that one, \
+         field by field over the first.",
+        optionals(vec![
+            (
+                "outboundTraffic",
+                Schema::choice(
+                    "What becomes of captured connections to what nobody knows: passed on, as where absent, or closed.",
+                    &["AllowAny", "RegistryOnly"],
+                ),
+            ),
+            (
+                "detectionTimeout",
+                Schema::span(
+                    "How long the client of a port of unknown protocol may say nothing before its server is taken to speak \
+                     first: 1s where absent.",
+                    ("10ms", "15s"),
+                ),
+            ),
+            ("access", Schema::object("Who may call whom.", vec![optional("default", access)])),
+            (
+                "connection",
+                Schema::object("How endpoints are treated, where their Upstream does not say it.", connection()),
+            ),
+            ("traffic", traffic.rule(ONE_TRY_TIMEOUT.0, ONE_TRY_TIMEOUT.1)),
+        ]),
+    )
 }
 
 fn timeouts() -> Schema {

@@ -1,7 +1,6 @@
 //! Purpose: our kinds as CustomResourceDefinitions: `outriggerctl crds` prints them, the chart ships them.
 //! Shape: [`definitions`] are the documents, [`render`] is their YAML; `kinds` has the specs, `schema` their parts. All
 //! kinds share the status: conditions (`Accepted`, `Programmed`), the epoch and the proxies that run it.
-//! Limits: the kinds that `model` has. MeshConfig comes with what reads it.
 //! Tests: foot (shape), the interop test that asks a real API server about good and bad objects.
 
 mod kinds;
@@ -10,6 +9,7 @@ mod schema;
 use serde_json::{Value, json};
 
 use crate::model::Kind;
+use crate::model::mesh_config::{MESH, MESH_RULE};
 use schema::{Schema, optional, required};
 
 /// The group of our kinds.
@@ -26,7 +26,7 @@ struct Definition {
     columns: &'static [(&'static str, &'static str)],
 }
 
-fn described() -> [Definition; 4] {
+fn described() -> [Definition; 5] {
     [
         Definition {
             kind: Kind::AccessPolicy,
@@ -35,6 +35,14 @@ fn described() -> [Definition; 4] {
             doc: "Who may call the services that it attaches to, or the pods of its namespace.",
             spec: kinds::access_policy(),
             columns: &[("Action", ".spec.action"), ("Mode", ".spec.mode"), ("Target", ".spec.targetRefs[0].name")],
+        },
+        Definition {
+            kind: Kind::MeshConfig,
+            plural: "meshconfigs",
+            short: "mc",
+            doc: "What holds in a namespace, or in all, where nobody said anything nearer.",
+            spec: kinds::mesh_config(),
+            columns: &[("Outbound", ".spec.outboundTraffic"), ("Access", ".spec.access.default")],
         },
         Definition {
             kind: Kind::RateLimit,
@@ -70,6 +78,7 @@ pub fn plural(kind: Kind) -> &'static str {
         Kind::AccessPolicy => "accesspolicies",
         Kind::GrpcRoute => "grpcroutes",
         Kind::HttpRoute => "httproutes",
+        Kind::MeshConfig => "meshconfigs",
         Kind::RateLimit => "ratelimits",
         Kind::TrafficPolicy => "trafficpolicies",
         Kind::Upstream => "upstreams",
@@ -145,6 +154,9 @@ fn root(kind: Kind, doc: &str, spec: Schema) -> Value {
             "size(self.metadata.name) <= 63 && !self.metadata.name.contains('.')",
             "metadata.name must be one DNS label: at most 63 characters, without dots",
         ),
+        Kind::MeshConfig => {
+            schema.rule(&format!("self.metadata.name == '{MESH}'"), &format!("metadata.name {MESH_RULE}"))
+        }
         _ => schema,
     };
     let mut value = schema.into_value();
