@@ -413,8 +413,8 @@ impl Plan<'_> {
 fn hook(index: usize, container: &Container) -> Option<Step> {
     let path = format!("/spec/containers/{index}/lifecycle");
     match &container.lifecycle {
-        None => Some(Step::add(path, json!({ "preStop": sidecar::pre_stop() }))),
+        None => Some(Step::add_shared(path, &sidecar::LIFECYCLE)),
         Some(_) if container.has_pre_stop() => None,
-        Some(_) => Some(Step::add(format!("{path}/preStop"), sidecar::pre_stop())),
+        Some(_) => Some(Step::add_shared(format!("{path}/preStop"), &sidecar::PRE_STOP)),
     }
 }

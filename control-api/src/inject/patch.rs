@@ -2,6 +2,8 @@
 //! Shape: [`Step`] is one operation of a JSON Patch; only `add` and `replace` are needed.
 //! Source: RFC 6902 (JSON Patch), RFC 6901 (JSON Pointer).
 
+use std::borrow::Cow;
+
 use serde::Serialize;
 use serde_json::Value;
 use serde_yaml_ng::{Mapping, Value as Yaml};
@@ -15,24 +17,29 @@ pub enum Step {
         /// Where.
         path: String,
         /// What.
-        value: Value,
+        value: Cow<'static, Value>,
     },
     /// Sets a field that is there.
     Replace {
         /// Where.
         path: String,
         /// What.
-        value: Value,
+        value: Cow<'static, Value>,
     },
 }
 
 impl Step {
     pub(super) fn add(path: impl Into<String>, value: Value) -> Self {
-        Self::Add { path: path.into(), value }
+        Self::Add { path: path.into(), value: Cow::Owned(value) }
+    }
+
+    /// What many containers of a pod get.
+    pub(super) fn add_shared(path: impl Into<String>, value: &'static Value) -> Self {
+        Self::Add { path: path.into(), value: Cow::Borrowed(value) }
     }
 
     pub(super) fn replace(path: impl Into<String>, value: Value) -> Self {
-        Self::Replace { path: path.into(), value }
+        Self::Replace { path: path.into(), value: Cow::Owned(value) }
     }
 }
 

@@ -4,9 +4,12 @@
 //! Source: Kubernetes API, Pod v1.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
-use serde::Deserialize;
-use serde::de::IgnoredAny;
+use serde::de::{IgnoredAny, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+
+use super::annotations::PREFIX;
 
 /// A pod, or a workload's template of one.
 #[derive(Debug, Default, Deserialize)]
@@ -18,7 +21,48 @@ pub struct Pod {
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct Metadata {
     pub(super) labels: Option<BTreeMap<String, Option<String>>>,
+    /// Those under our prefix.
+    #[serde(default, deserialize_with = "read_own")]
     pub(super) annotations: Option<BTreeMap<String, Option<String>>>,
+}
+
+/// Reads a map and keeps our entries; those of others, which may be large, are stepped over.
+fn read_own<'de, D: Deserializer<'de>>(reader: D) -> Result<Option<BTreeMap<String, Option<String>>>, D::Error> {
+    struct Own;
+
+    impl<'de> Visitor<'de> for Own {
+        type Value = Option<BTreeMap<String, Option<String>>>;
+
+        fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+            out.write_str("a map")
+        }
+
+        fn visit_none<E>(self) -> Result<Self::Value, E> {
+            Ok(None)
+        }
+
+        fn visit_unit<E>(self) -> Result<Self::Value, E> {
+            Ok(None)
+        }
+
+        fn visit_some<D: Deserializer<'de>>(self, reader: D) -> Result<Self::Value, D::Error> {
+            reader.deserialize_map(self)
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Self::Value, A::Error> {
+            let mut own = BTreeMap::new();
+            while let Some(key) = entries.next_key::<String>()? {
+                if key.starts_with(PREFIX) {
+                    own.insert(key, entries.next_value()?);
+                } else {
+                    entries.next_value::<IgnoredAny>()?;
+                }
+            }
+            Ok(Some(own))
+        }
+    }
+
+    reader.deserialize_option(Own)
 }
 
 #[derive(Debug, Default, Deserialize)]

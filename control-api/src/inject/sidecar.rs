@@ -3,6 +3,8 @@
 //! Source: Kubernetes, "Sidecar Containers" (an init container with `restartPolicy: Always`); the ports and flags are the
 //! proxy's own.
 
+use std::sync::LazyLock;
+
 use serde_json::{Map, Value, json};
 
 use super::annotations::{BOOTSTRAP, TABLE, Values};
@@ -215,6 +217,8 @@ pub(super) fn bootstrap_volume() -> Value {
 }
 
 /// The hook that keeps an application serving until nobody sends to it any more.
-pub(super) fn pre_stop() -> Value {
-    json!({ "httpGet": { "path": "/prestop", "port": HEALTH_PORT } })
-}
+pub(super) static PRE_STOP: LazyLock<Value> =
+    LazyLock::new(|| json!({ "httpGet": { "path": "/prestop", "port": HEALTH_PORT } }));
+
+/// That hook, for a container without any.
+pub(super) static LIFECYCLE: LazyLock<Value> = LazyLock::new(|| json!({ "preStop": *PRE_STOP }));

@@ -9,7 +9,7 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
@@ -148,19 +148,17 @@ fn read_pod(object: &RawValue) -> Result<Pod, String> {
 }
 
 fn allow(uid: &str, verdict: Verdict, decision: Option<&Decision>) -> Answer {
-    let mut response = json!({ "uid": uid, "allowed": true });
-    if let Some(decision) = decision {
-        if !decision.steps.is_empty() {
-            // Strings and JSON values only: it cannot fail.
-            let patch = serde_json::to_vec(&decision.steps).unwrap_or_default();
-            response["patchType"] = json!("JSONPatch");
-            response["patch"] = json!(STANDARD.encode(patch));
-        }
-        if !decision.warnings.is_empty() {
-            response["warnings"] = json!(decision.warnings);
-        }
-    }
-    reply(response, verdict)
+    let steps = decision.map(|decision| decision.steps.as_slice()).filter(|steps| !steps.is_empty());
+    let response = Response {
+        allowed: true,
+        // Strings and JSON values only: it cannot fail.
+        patch: steps.map(|steps| STANDARD.encode(serde_json::to_vec(steps).unwrap_or_default())),
+        patch_type: steps.map(|_| "JSONPatch"),
+        status: None,
+        uid,
+        warnings: decision.map(|decision| decision.warnings.as_slice()).unwrap_or_default(),
+    };
+    reply(&response, verdict)
 }
 
 fn refuse(uid: &str, code: u16, reason: &str, message: &str) -> Answer {
@@ -170,12 +168,39 @@ fn refuse(uid: &str, code: u16, reason: &str, message: &str) -> Answer {
         message.push_str("...");
     }
     let status = json!({ "code": code, "message": message, "reason": reason, "status": "Failure" });
-    reply(json!({ "uid": uid, "allowed": false, "status": status }), Verdict::Refused)
+    let status = Some(status);
+    let response = Response { allowed: false, patch: None, patch_type: None, status, uid, warnings: &[] };
+    reply(&response, Verdict::Refused)
 }
 
-fn reply(response: Value, verdict: Verdict) -> Answer {
-    let body = json!({ "apiVersion": API_VERSION, "kind": KIND, "response": response }).to_string();
-    Answer { status: 200, body, verdict }
+/// What becomes of a pod, as the API server reads it; written at once, for a patch may be as large as the pod.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Response<'a> {
+    allowed: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    patch: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    patch_type: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    status: Option<Value>,
+    uid: &'a str,
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    warnings: &'a [String],
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Reply<'a> {
+    api_version: &'static str,
+    kind: &'static str,
+    response: &'a Response<'a>,
+}
+
+fn reply(response: &Response<'_>, verdict: Verdict) -> Answer {
+    let reply = Reply { api_version: API_VERSION, kind: KIND, response };
+    // As above: it cannot fail.
+    Answer { status: 200, body: serde_json::to_string(&reply).unwrap_or_default(), verdict }
 }
 
 #[cfg(test)]
