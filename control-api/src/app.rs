@@ -229,6 +229,7 @@ impl Sources {
 
 /// Compiles every new set; while one is compiled, later ones become one.
 async fn compile_changes(mut sources: Sources, publish: watch::Sender<Arc<Snapshot>>) {
+    let mut compiled_from = publish.borrow().policy().clone();
     loop {
         let registry_changes = async {
             match &mut sources.registered {
@@ -244,6 +245,10 @@ async fn compile_changes(mut sources: Sources, publish: watch::Sender<Arc<Snapsh
             return;
         }
         let set = sources.united();
+        if set.says_the_same(&compiled_from) {
+            continue;
+        }
+        compiled_from = set.clone();
         let compiled = tokio::task::spawn_blocking(move || Snapshot::compile(set)).await;
         match compiled {
             Ok(snapshot) => {

@@ -141,7 +141,8 @@ impl Guards {
         // To allow more widens what is allowed already; that is what would hold.
         let allowed_in_all = if allowed_audit.is_empty() { Vec::new() } else { of(Action::Allow, None) };
         let mut guarded = Guarded {
-            asks_for_paths: guards.iter().any(|guard| guard.asks_for_paths),
+            // What is only counted must not change what is answered.
+            asks_for_paths: guards.iter().any(|guard| guard.asks_for_paths && !guard.is_audit),
             allows: !allowed.is_empty(),
             ..Guarded::default()
         };

@@ -93,6 +93,12 @@ impl Snapshot {
         Self { policy, clusters, endpoints, routes, roles, captured }
     }
 
+    /// The policy this was compiled from.
+    #[must_use]
+    pub fn policy(&self) -> &Arc<PolicySet> {
+        &self.policy
+    }
+
     /// The policy revision this was compiled from.
     #[must_use]
     pub fn revision(&self) -> u64 {

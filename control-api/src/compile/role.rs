@@ -127,7 +127,7 @@ fn walk_capture(at: &Cursor<'_>) -> Option<Capture> {
         None => Some(false),
     };
     let allows_any = match fields.optional("outboundPolicy") {
-        Some(at) => at.choice(&[("mesh", None), ("allow-any", Some(true)), ("registry-only", Some(false))]),
+        Some(at) => at.choice(&[("allow-any", Some(true)), ("registry-only", Some(false))]),
         None => Some(None),
     };
     let addresses = walk_pod_addresses(&fields.required("addresses")?)?;

@@ -449,6 +449,37 @@ fn guards_hold_where_they_are_attached() {
 }
 
 #[test]
+fn pods_matter_where_policy_asks_for_them() {
+    let asks = guarded();
+    let told = |set: &PolicySet| PolicySet { workloads: Arc::new(Workloads::default()), ..set.clone() };
+    assert!(asks.says_the_same(&asks.clone()));
+    assert!(!told(&asks).says_the_same(&asks), "who may call hangs on them");
+    let mut plain = asks.clone();
+    plain.objects.retain(|key, _| key.kind != Kind::AccessPolicy);
+    assert!(told(&plain).says_the_same(&plain));
+    assert!(!plain.says_the_same(&asks));
+    assert!(!PolicySet { revision: plain.revision + 1, ..plain.clone() }.says_the_same(&plain));
+}
+
+#[test]
+fn what_is_only_counted_changes_no_answer() {
+    let rule = "rules: [{to: [{paths: [{value: /admin}]}]}]";
+    for (mode, is_strict) in [("Enforce", true), ("Audit", false)] {
+        let text = format!(
+            "apiVersion: outrigger.dev/v1\nkind: AccessPolicy\nmetadata: {{name: p, namespace: shop}}\n\
+             spec: {{action: Deny, mode: {mode}, {rule}}}\n"
+        );
+        let mut set = guarded();
+        set.objects.retain(|key, _| key.kind != Kind::AccessPolicy);
+        set.objects.extend(policy(&text).objects);
+        let resources = Snapshot::compile(Arc::new(set)).for_node(&captured("10.0.0.7", ""));
+        let listener = shown(&resources, ResourceType::Listener)[0].clone();
+        let connections = &listener["filter_chains"][0]["filters"][0]["typed_config"];
+        assert_eq!(connections["merge_slashes"].as_bool().unwrap_or(false), is_strict, "{mode}: {connections}");
+    }
+}
+
+#[test]
 fn a_namespace_that_allows_lets_its_nodes_ask() {
     let text = "apiVersion: outrigger.dev/v1\nkind: AccessPolicy\nmetadata: {name: none, namespace: shop}\nspec: {}\n";
     let mut set = guarded();
@@ -554,7 +585,7 @@ fn a_captured_pod_obeys_the_mesh_of_its_namespace() {
             guards_of(&listeners[0], "inbound/passthrough").len(),
         )
     };
-    let pod = captured("10.0.0.7", ", outboundPolicy: mesh");
+    let pod = captured("10.0.0.7", "");
     assert_eq!(seen(&set, &pod), ("blackhole".to_owned(), "0.050s".to_owned(), 2));
     // What the pod says of itself is nearer.
     let own = captured("10.0.0.7", ", outboundPolicy: allow-any");

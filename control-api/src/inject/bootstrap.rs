@@ -9,6 +9,11 @@ use super::{ADMIN_PORT, INBOUND_PORT, OUTBOUND_PORT};
 
 /// Who the proxy is, and what it captures.
 pub(super) fn node(values: &Values) -> String {
+    let outbound = match values.text("outbound-policy") {
+        // What is not said is as MeshConfig says.
+        "mesh" => String::new(),
+        policy => format!("        outboundPolicy: {policy}\n"),
+    };
     format!(
         r#"node:
   id: "$(POD_NAME).$(POD_NAMESPACE)"
@@ -22,10 +27,8 @@ pub(super) fn node(values: &Values) -> String {
         outboundPort: {OUTBOUND_PORT}
         inboundPort: {INBOUND_PORT}
         mode: {}
-        outboundPolicy: {}
-"#,
+{outbound}"#,
         values.text("capture-mode"),
-        values.text("outbound-policy"),
     )
 }
 
