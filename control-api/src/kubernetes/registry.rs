@@ -8,9 +8,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use serde_json::Value;
 
 use super::service::{Derived, Skip, build_upstreams};
 use super::watch::Event;
+use crate::model::Spec;
 use crate::store::Objects;
 
 const SERVICE_LABEL: &str = "kubernetes.io/service-name";
@@ -154,20 +156,18 @@ impl Registry {
 }
 
 fn is_same(before: Option<&Derived>, after: Option<&Derived>) -> bool {
-    let bodies = |derived: Option<&Derived>| {
-        derived
-            .into_iter()
-            .flat_map(|one| one.objects.iter().map(|(_, object)| object.body.clone()))
-            .collect::<Vec<_>>()
-    };
-    bodies(before) == bodies(after)
+    // What is not ready stands in the spec alone.
+    fn contents(derived: Option<&Derived>) -> impl Iterator<Item = (&Value, &Spec)> {
+        derived.into_iter().flat_map(|one| &one.objects).map(|(_, object)| (&object.body, &object.spec))
+    }
+    contents(before).eq(contents(after))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     fn service(name: &str, port: u16) -> Service {
         serde_json::from_value(json!({
@@ -208,6 +208,22 @@ mod tests {
         assert!(registry.refresh());
         let endpoints = |at: usize| bodies(&registry)[at]["spec"]["endpoints"].as_array().map_or(0, Vec::len);
         assert_eq!((endpoints(0), endpoints(1)), (1, 0));
+    }
+
+    #[test]
+    fn an_endpoint_that_is_not_ready_yet_is_news() {
+        let mut registry = Registry::default();
+        registry.take_service(Event::Listed(vec![service("a", 80)]));
+        registry.take_slice(Event::Listed(vec![slice("a-1", "a", &[1])]));
+        assert!(registry.refresh());
+        let before = bodies(&registry);
+        let mut starting = slice("a-2", "a", &[2]);
+        starting.endpoints[0].conditions = Some(serde_json::from_value(json!({ "ready": false })).expect("conditions"));
+        registry.take_slice(Event::Applied(starting.clone()));
+        assert!(registry.refresh(), "its own proxy is to know what it is going to be");
+        assert_eq!(bodies(&registry), before, "nobody calls it");
+        registry.take_slice(Event::Applied(starting));
+        assert!(!registry.refresh());
     }
 
     #[test]
