@@ -18,8 +18,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use envoy_types::pb::envoy::config::core::v3::CidrRange;
 use envoy_types::pb::envoy::config::listener::v3::{Filter, filter};
 use envoy_types::pb::envoy::config::rbac::v3::{Permission, Policy, Principal, Rbac, permission, principal, rbac};
-use envoy_types::pb::envoy::config::route::v3::HeaderMatcher;
-use envoy_types::pb::envoy::config::route::v3::header_matcher::HeaderMatchSpecifier;
 use envoy_types::pb::envoy::extensions::filters::http::rbac::v3::Rbac as HttpRbac;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::{HttpFilter, http_filter};
 use envoy_types::pb::envoy::extensions::filters::network::rbac::v3::Rbac as NetworkRbac;
@@ -28,7 +26,7 @@ use envoy_types::pb::envoy::r#type::matcher::v3::{PathMatcher, StringMatcher, pa
 use envoy_types::pb::google::protobuf::Any;
 use prost::{Message, Name};
 
-use super::proto::{number, string_matcher};
+use super::proto::{header_matcher, number, regex};
 use crate::model::access_policy::{AccessPolicy, Action, Cidr, Operation, Rule, Source};
 use crate::model::http_route::PathMatch;
 use crate::model::workload::Probe;
@@ -124,9 +122,12 @@ impl Guards {
         }
         let mut packed = self.packed.lock().unwrap_or_else(PoisonError::into_inner);
         let key = (indices.into_iter().collect::<Vec<_>>(), probes);
-        let make = |(indices, probes): &Asked| Arc::new(self.pack(indices, probes));
-        let made = packed.get(&key).cloned().unwrap_or_else(|| make(&key));
-        packed.entry(key).or_insert(made).clone()
+        if let Some(made) = packed.get(&key) {
+            return made.clone();
+        }
+        let made = Arc::new(self.pack(&key.0, &key.1));
+        packed.insert(key, made.clone());
+        made
     }
 
     fn pack(&self, indices: &[usize], probes: &[Probe]) -> Guarded {
@@ -279,7 +280,7 @@ fn build_operation(operation: &Operation) -> Permission {
 fn build_path(path: &PathMatch) -> Permission {
     match path {
         PathMatch::Exact(path) => url_path(MatchPattern::Exact(path.clone())),
-        PathMatch::Regex(pattern) => url_path(MatchPattern::SafeRegex(super::proto::regex(pattern))),
+        PathMatch::Regex(pattern) => url_path(MatchPattern::SafeRegex(regex(pattern))),
         // Whole segments: the path itself, and what is below it.
         PathMatch::Prefix(path) => match path.trim_end_matches('/') {
             "" => any_permission(),
@@ -364,11 +365,7 @@ fn all_of(mut rules: Vec<Permission>) -> Permission {
 }
 
 fn header(name: &str, value: &str, is_regex: bool) -> Permission {
-    permit(permission::Rule::Header(HeaderMatcher {
-        name: name.to_owned(),
-        header_match_specifier: Some(HeaderMatchSpecifier::StringMatch(string_matcher(value, is_regex))),
-        ..HeaderMatcher::default()
-    }))
+    permit(permission::Rule::Header(header_matcher(name, value, is_regex)))
 }
 
 fn url_path(pattern: MatchPattern) -> Permission {

@@ -34,7 +34,7 @@ use crate::model::{PolicySet, Services};
 
 pub(super) const INBOUND_CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
-pub(super) fn compile_listeners(policy: &PolicySet, role: &NodeRole) -> ResourceSet {
+pub(super) fn compile_listeners((policy, guards): (&PolicySet, &Guards), role: &NodeRole) -> ResourceSet {
     let outbound = role.outbound.map(|listen| {
         let filter = http_filter("outbound", pushed_routes(ROUTE_TABLE), &Guarded::default());
         build_listener("outbound", listen, TrafficDirection::Outbound, filter)
@@ -43,7 +43,7 @@ pub(super) fn compile_listeners(policy: &PolicySet, role: &NodeRole) -> Resource
         let routes = RouteSpecifier::RouteConfig(inbound_routes(&inbound_cluster_name(inbound)));
         let services = Services::of(policy);
         let upstreams = services.ports(&role.namespace, &inbound.service).iter().map(|port| port.key);
-        let guarded = Guards::of(policy).at(&role.namespace, upstreams, Vec::new());
+        let guarded = guards.at(&role.namespace, upstreams, Vec::new());
         let filter = http_filter("inbound", routes, &guarded);
         build_listener("inbound", inbound.listen, TrafficDirection::Inbound, filter)
     });

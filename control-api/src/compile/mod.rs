@@ -44,6 +44,8 @@ pub struct Snapshot {
     routes: Mutex<BTreeMap<String, Arc<ResourceSet>>>,
     /// All of it by role: the replicas of a service share one.
     roles: Mutex<BTreeMap<NodeRole, NodeResources>>,
+    /// Who may call, made when the first node with an inbound port asks.
+    guards: OnceLock<access::Guards>,
     /// What pods with captured traffic share, made when the first of them asks.
     captured: OnceLock<Captured>,
 }
@@ -57,7 +59,6 @@ struct Captured {
     clusters: ResourceSet,
     routes: Arc<ResourceSet>,
     ports: captured::InboundPorts,
-    guards: access::Guards,
     /// Outbound ones, by what they depend on.
     listeners: Mutex<BTreeMap<OutboundKey, Resource>>,
 }
@@ -89,8 +90,9 @@ impl Snapshot {
     pub fn compile(policy: Arc<PolicySet>) -> Self {
         let clusters = cluster::compile_clusters(&policy);
         let endpoints = Arc::new(endpoints::compile_endpoints(&policy));
-        let (routes, roles, captured) = (Mutex::default(), Mutex::default(), OnceLock::new());
-        Self { policy, clusters, endpoints, routes, roles, captured }
+        let (routes, roles) = (Mutex::default(), Mutex::default());
+        let (guards, captured) = (OnceLock::new(), OnceLock::new());
+        Self { policy, clusters, endpoints, routes, roles, guards, captured }
     }
 
     /// The policy this was compiled from.
@@ -125,7 +127,7 @@ impl Snapshot {
             sets: [
                 Arc::new(clusters),
                 self.endpoints.clone(),
-                Arc::new(listener::compile_listeners(&self.policy, role)),
+                Arc::new(listener::compile_listeners((&self.policy, self.guards()), role)),
                 self.routes_of(&role.namespace),
             ],
         }
@@ -139,7 +141,6 @@ impl Snapshot {
                 clusters,
                 routes: Arc::new(route::compile_service_routes(&self.policy)),
                 ports: captured::InboundPorts::of(&self.policy),
-                guards: access::Guards::of(&self.policy),
                 listeners: Mutex::default(),
             }
         });
@@ -153,7 +154,7 @@ impl Snapshot {
         };
         let workload = capture.addresses.iter().find_map(|address| self.policy.workloads.at(*address));
         let probes = workload.map_or(&[][..], |pod| &pod.probes);
-        let pod = captured::Pod { capture, namespace, guards: &shared.guards, config: &config, probes };
+        let pod = captured::Pod { capture, namespace, guards: self.guards(), config: &config, probes };
         let (inbound, own) = captured::inbound(&pod, &shared.ports.at(&capture.addresses));
         let mut clusters = shared.clusters.clone();
         own.into_iter().for_each(|cluster| clusters.insert(cluster));
@@ -162,6 +163,10 @@ impl Snapshot {
             revision: self.revision(),
             sets: [Arc::new(clusters), self.endpoints.clone(), Arc::new(listeners), shared.routes.clone()],
         }
+    }
+
+    fn guards(&self) -> &access::Guards {
+        self.guards.get_or_init(|| access::Guards::of(&self.policy))
     }
 
     fn routes_of(&self, namespace: &str) -> Arc<ResourceSet> {

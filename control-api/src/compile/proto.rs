@@ -8,6 +8,8 @@ use envoy_types::pb::envoy::config::core::v3::socket_address::PortSpecifier;
 use envoy_types::pb::envoy::config::core::v3::{
     self as core, AggregatedConfigSource, ApiVersion, ConfigSource, RuntimeFractionalPercent, SocketAddress,
 };
+use envoy_types::pb::envoy::config::route::v3::HeaderMatcher;
+use envoy_types::pb::envoy::config::route::v3::header_matcher::HeaderMatchSpecifier;
 use envoy_types::pb::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
 use envoy_types::pb::envoy::r#type::matcher::v3::{RegexMatcher, StringMatcher};
 use envoy_types::pb::envoy::r#type::v3::fractional_percent::DenominatorType;
@@ -56,6 +58,14 @@ pub(super) fn regex(regex: &str) -> RegexMatcher {
 pub(super) fn string_matcher(value: &str, is_regex: bool) -> StringMatcher {
     let pattern = if is_regex { MatchPattern::SafeRegex(regex(value)) } else { MatchPattern::Exact(value.to_owned()) };
     StringMatcher { ignore_case: false, match_pattern: Some(pattern) }
+}
+
+pub(super) fn header_matcher(name: &str, value: &str, is_regex: bool) -> HeaderMatcher {
+    HeaderMatcher {
+        name: name.to_owned(),
+        header_match_specifier: Some(HeaderMatchSpecifier::StringMatch(string_matcher(value, is_regex))),
+        ..HeaderMatcher::default()
+    }
 }
 
 pub(super) fn always() -> RuntimeFractionalPercent {

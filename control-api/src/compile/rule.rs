@@ -4,7 +4,6 @@
 
 use envoy_types::pb::envoy::config::core::v3::header_value_option::HeaderAppendAction;
 use envoy_types::pb::envoy::config::core::v3::{HeaderValue, HeaderValueOption};
-use envoy_types::pb::envoy::config::route::v3::header_matcher::HeaderMatchSpecifier;
 use envoy_types::pb::envoy::config::route::v3::query_parameter_matcher::QueryParameterMatchSpecifier;
 use envoy_types::pb::envoy::config::route::v3::redirect_action::{
     PathRewriteSpecifier, RedirectResponseCode, SchemeRewriteSpecifier,
@@ -17,7 +16,7 @@ use envoy_types::pb::envoy::config::route::v3::route_action::{
 use envoy_types::pb::envoy::config::route::v3::route_match::{GrpcRouteMatchOptions, PathSpecifier};
 use envoy_types::pb::envoy::config::route::v3::weighted_cluster::ClusterWeight;
 use envoy_types::pb::envoy::config::route::v3::{
-    HeaderMatcher, QueryParameterMatcher, RedirectAction, RetryPolicy, Route, RouteAction, RouteMatch, WeightedCluster,
+    QueryParameterMatcher, RedirectAction, RetryPolicy, Route, RouteAction, RouteMatch, WeightedCluster,
 };
 use envoy_types::pb::envoy::extensions::filters::http::local_ratelimit::v3::LocalRateLimit;
 use envoy_types::pb::envoy::extensions::retry::host::previous_hosts::v3::PreviousHostsPredicate;
@@ -26,7 +25,7 @@ use envoy_types::util::pack_any;
 
 use super::carrier;
 use super::effective::{Attached, Layer};
-use super::proto::{always, bucket, number, regex, span, string_matcher};
+use super::proto::{always, bucket, header_matcher, number, regex, span, string_matcher};
 use crate::model::http_route::{BackendRef, Filter, HeaderEdits, Match, PathEdit, PathMatch, Redirect, Rewrite, Rule};
 use crate::model::upstream::AppProtocol;
 use crate::model::{Kind, ObjectKey};
@@ -140,13 +139,8 @@ fn build_match(one: &Match) -> RouteMatch {
             segments => PathSpecifier::PathSeparatedPrefix(segments.to_owned()),
         },
     };
-    let header = |name: &str, value: &str, is_regex: bool| HeaderMatcher {
-        name: name.to_owned(),
-        header_match_specifier: Some(HeaderMatchSpecifier::StringMatch(string_matcher(value, is_regex))),
-        ..HeaderMatcher::default()
-    };
-    let method = one.method.map(|method| header(":method", method, false));
-    let headers = one.headers.iter().map(|wanted| header(&wanted.name, &wanted.value, wanted.is_regex));
+    let method = one.method.map(|method| header_matcher(":method", method, false));
+    let headers = one.headers.iter().map(|wanted| header_matcher(&wanted.name, &wanted.value, wanted.is_regex));
     let query = one.query.iter().map(|wanted| QueryParameterMatcher {
         name: wanted.name.clone(),
         query_parameter_match_specifier: Some(QueryParameterMatchSpecifier::StringMatch(string_matcher(
