@@ -1,5 +1,5 @@
 //! **Purpose.** How long the webhook takes over a review, from the body's bytes to the answer's: the bar is 10 ms each, the
-//! 3 MB ones too. `cargo bench -p outrigger-control --bench inject`.
+//! 3 MB ones too. `make bench-micro ARGS=review`, which builds it as the program is built.
 //!
 //! **Limits.** Figures depend on the machine: nothing here fails.
 

@@ -13,15 +13,11 @@ use super::config::InjectorConfig;
 use super::form::{Form, cpu_milli, memory_bytes};
 use super::patch::{Step, escape};
 use super::pod::{Container, Pod, PodSpec};
-use super::{
-    ADMIN_PORT, BOOTSTRAP_VOLUME, HEALTH_PORT, HEARTBEAT_PORT, INBOUND_PORT, INTERCEPT_CONTAINER, OUTBOUND_PORT,
-    PROXY_CONTAINER, PROXY_ID, bootstrap, sidecar,
-};
+use super::{BOOTSTRAP_VOLUME, INTERCEPT_CONTAINER, PORTS, PROXY_CONTAINER, PROXY_ID, bootstrap, sidecar};
 use crate::model::Problem;
 
 const PROBLEMS_MAX: usize = 50;
 const OPT_OUT: &str = "or leave this pod out of the mesh with the label outrigger.dev/inject: disabled";
-const PORTS: [u16; 5] = [ADMIN_PORT, OUTBOUND_PORT, INBOUND_PORT, HEARTBEAT_PORT, HEALTH_PORT];
 
 /// Why a pod is left alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,7 +81,7 @@ pub struct Decision {
 }
 
 /// Decides about a pod of `namespace`.
-pub fn decide(pod: &Pod, namespace: &str, config: &InjectorConfig) -> Result<Decision, Vec<Problem>> {
+pub fn decide(pod: &Pod<'_>, namespace: &str, config: &InjectorConfig) -> Result<Decision, Vec<Problem>> {
     let nothing = PodSpec::default();
     let spec = pod.spec.as_ref().unwrap_or(&nothing);
     if let Some(reason) = skip_reason(pod, spec, namespace, config)? {
@@ -120,8 +116,8 @@ pub fn decide(pod: &Pod, namespace: &str, config: &InjectorConfig) -> Result<Dec
 }
 
 fn skip_reason(
-    pod: &Pod,
-    spec: &PodSpec,
+    pod: &Pod<'_>,
+    spec: &PodSpec<'_>,
     namespace: &str,
     config: &InjectorConfig,
 ) -> Result<Option<Reason>, Vec<Problem>> {
@@ -152,7 +148,7 @@ fn skip_reason(
     }
 }
 
-fn skip(pod: &Pod, reason: Reason) -> Decision {
+fn skip(pod: &Pod<'_>, reason: Reason) -> Decision {
     let status = json!({ "message": reason.message(), "reason": reason.as_str(), "state": "skipped" }).to_string();
     let warnings = match reason {
         Reason::Disabled | Reason::SystemNamespace => Vec::new(),
@@ -166,7 +162,7 @@ fn skip(pod: &Pod, reason: Reason) -> Decision {
 }
 
 /// Sets annotations, making what holds them where it is absent.
-fn annotate(pod: &Pod, entries: Vec<(&str, String)>, steps: &mut Vec<Step>) {
+fn annotate(pod: &Pod<'_>, entries: Vec<(&str, String)>, steps: &mut Vec<Step>) {
     let map = || Value::Object(entries.iter().map(|(key, text)| ((*key).to_owned(), json!(text))).collect());
     match &pod.metadata {
         None => steps.push(Step::add("/metadata", json!({ "annotations": map() }))),
@@ -180,7 +176,7 @@ fn annotate(pod: &Pod, entries: Vec<(&str, String)>, steps: &mut Vec<Step>) {
 }
 
 /// What every pod has.
-fn missing(spec: &PodSpec) -> Vec<Problem> {
+fn missing(spec: &PodSpec<'_>) -> Vec<Problem> {
     let problem = |path: String, message: &str| Problem { path, message: message.to_owned(), ..Problem::default() };
     if spec.containers().is_empty() {
         let message = "is required and missing: a pod has one container or more";
@@ -191,7 +187,7 @@ fn missing(spec: &PodSpec) -> Vec<Problem> {
 }
 
 /// What of the pod is in the sidecar's way.
-fn conflicts(spec: &PodSpec) -> Vec<Problem> {
+fn conflicts(spec: &PodSpec<'_>) -> Vec<Problem> {
     let mut problems = Vec::new();
     let mut refuse = |path: String, value: String, message: String, remedy: &str| {
         let remedy = Some(format!("{remedy}, {OPT_OUT}"));
@@ -206,11 +202,7 @@ fn conflicts(spec: &PodSpec) -> Vec<Problem> {
                 let message = "is the sidecar's own name, and this pod was not injected by outrigger".to_owned();
                 refuse(path, format!("{name:?}"), message, "rename the container");
             }
-            for (number, port) in container.ports.iter().flatten().enumerate() {
-                let Some(port) = port.container_port.filter(|port| PORTS.iter().any(|own| i64::from(*own) == *port))
-                else {
-                    continue;
-                };
+            for (number, port) in container.ports.iter().flat_map(|taken| &taken.0) {
                 let path = format!("spec.{list}[{index}].ports[{number}].containerPort");
                 let message = format!("is one of the sidecar's ports ({PORTS:?})");
                 refuse(path, port.to_string(), message, "let the application listen on another port");
@@ -235,7 +227,7 @@ fn conflicts(spec: &PodSpec) -> Vec<Problem> {
 }
 
 /// Containers that would run as the proxy's user or group, whose traffic is not captured.
-fn shared_ids(spec: &PodSpec) -> Vec<Problem> {
+fn shared_ids(spec: &PodSpec<'_>) -> Vec<Problem> {
     let mut problems = Vec::new();
     let pod = spec.security_context.as_ref();
     let ids = [
@@ -273,7 +265,7 @@ fn shared_ids(spec: &PodSpec) -> Vec<Problem> {
 }
 
 /// Values that are fine alone and wrong together, or for this pod.
-fn contradictions(values: &Values, spec: &PodSpec) -> Vec<Problem> {
+fn contradictions(values: &Values, spec: &PodSpec<'_>) -> Vec<Problem> {
     let mut problems = Vec::new();
     let mut refuse = |name: &'static str, message: String| {
         let key = format!("{}{name}", super::annotations::PREFIX);
@@ -299,7 +291,7 @@ fn contradictions(values: &Values, spec: &PodSpec) -> Vec<Problem> {
 }
 
 /// How long the proxy may take to end: what remains is for the kubelet to notice.
-fn drain_seconds(values: &Values, spec: &PodSpec) -> u64 {
+fn drain_seconds(values: &Values, spec: &PodSpec<'_>) -> u64 {
     let given = values.text("drain-time").trim_end_matches('s').parse();
     given.unwrap_or_else(|_| match spec.grace_seconds() {
         grace @ 0..=10 => grace / 2,
@@ -309,8 +301,8 @@ fn drain_seconds(values: &Values, spec: &PodSpec) -> u64 {
 
 /// A pod that is to be in the mesh, with all that decides how.
 struct Plan<'a> {
-    pod: &'a Pod,
-    spec: &'a PodSpec,
+    pod: &'a Pod<'a>,
+    spec: &'a PodSpec<'a>,
     values: &'a Values,
     config: &'a InjectorConfig,
 }
@@ -392,9 +384,9 @@ impl Plan<'_> {
         if !self.values.is_enabled("hold-app-stop") || self.spec.runs_to_completion() {
             return;
         }
-        for (index, container) in self.spec.containers().iter().enumerate() {
-            steps.extend(hook(index, container));
-        }
+        let containers = self.spec.containers();
+        steps.reserve(containers.len());
+        steps.extend(containers.iter().enumerate().filter_map(|(index, container)| hook(index, container)));
     }
 
     fn warnings(&self) -> Vec<String> {
@@ -410,7 +402,7 @@ impl Plan<'_> {
     }
 }
 
-fn hook(index: usize, container: &Container) -> Option<Step> {
+fn hook(index: usize, container: &Container<'_>) -> Option<Step> {
     let path = format!("/spec/containers/{index}/lifecycle");
     match &container.lifecycle {
         None => Some(Step::add_shared(path, &sidecar::LIFECYCLE)),

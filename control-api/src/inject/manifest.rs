@@ -190,7 +190,7 @@ impl Walk<'_> {
 
     fn template(&mut self, template: &mut Yaml, namespace: &str, (object, path): (&str, &str)) -> bool {
         read_octal_modes(template);
-        let decided = match serde_path_to_error::deserialize::<_, Pod>(&*template) {
+        let decided = match serde_path_to_error::deserialize::<_, Pod<'_>>(&*template) {
             Ok(pod) => decide(&pod, namespace, self.config),
             Err(error) => {
                 let path = error.path().to_string();

@@ -40,3 +40,5 @@ const OUTBOUND_PORT: u16 = 15_001;
 const INBOUND_PORT: u16 = 15_006;
 const HEARTBEAT_PORT: u16 = 15_009;
 const HEALTH_PORT: u16 = 15_020;
+/// What an application in the pod cannot listen on.
+const PORTS: [u16; 5] = [ADMIN_PORT, OUTBOUND_PORT, INBOUND_PORT, HEARTBEAT_PORT, HEALTH_PORT];

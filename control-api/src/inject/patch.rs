@@ -2,45 +2,112 @@
 //! Shape: [`Step`] is one operation of a JSON Patch; only `add` and `replace` are needed.
 //! Source: RFC 6902 (JSON Patch), RFC 6901 (JSON Pointer).
 
-use std::borrow::Cow;
-
 use serde::Serialize;
 use serde_json::Value;
 use serde_yaml_ng::{Mapping, Value as Yaml};
 
 /// One operation.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[serde(tag = "op", rename_all = "lowercase")]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Step {
     /// Sets a field that is absent or null, or inserts into a list.
     Add {
         /// Where.
         path: String,
         /// What.
-        value: Cow<'static, Value>,
+        value: Content,
     },
     /// Sets a field that is there.
     Replace {
         /// Where.
         path: String,
         /// What.
-        value: Cow<'static, Value>,
+        value: Content,
     },
+}
+
+/// The value of a step.
+#[derive(Debug, Clone)]
+pub enum Content {
+    /// Of this step alone.
+    Own(Value),
+    /// Of many steps.
+    Shared(&'static Shared),
+}
+
+/// A value that many containers of a pod get: its text is written once.
+#[derive(Debug)]
+pub struct Shared {
+    value: Value,
+    text: String,
 }
 
 impl Step {
     pub(super) fn add(path: impl Into<String>, value: Value) -> Self {
-        Self::Add { path: path.into(), value: Cow::Owned(value) }
+        Self::Add { path: path.into(), value: Content::Own(value) }
     }
 
-    /// What many containers of a pod get.
-    pub(super) fn add_shared(path: impl Into<String>, value: &'static Value) -> Self {
-        Self::Add { path: path.into(), value: Cow::Borrowed(value) }
+    pub(super) fn add_shared(path: impl Into<String>, value: &'static Shared) -> Self {
+        Self::Add { path: path.into(), value: Content::Shared(value) }
     }
 
     pub(super) fn replace(path: impl Into<String>, value: Value) -> Self {
-        Self::Replace { path: path.into(), value: Cow::Owned(value) }
+        Self::Replace { path: path.into(), value: Content::Own(value) }
     }
+}
+
+impl Content {
+    fn value(&self) -> &Value {
+        match self {
+            Self::Own(value) => value,
+            Self::Shared(shared) => &shared.value,
+        }
+    }
+}
+
+impl PartialEq for Content {
+    fn eq(&self, other: &Self) -> bool {
+        self.value() == other.value()
+    }
+}
+
+impl Shared {
+    pub(super) fn new(value: Value) -> Self {
+        Self { text: value.to_string(), value }
+    }
+}
+
+/// Steps as a JSON Patch.
+#[must_use]
+pub fn to_json(steps: &[Step]) -> Vec<u8> {
+    const STEP_BYTES: usize = 128;
+    let mut text = Vec::with_capacity(steps.len() * STEP_BYTES);
+    let mut opening: &[u8] = b"[";
+    for step in steps {
+        let (start, path, content): (&[u8], _, _) = match step {
+            Step::Add { path, value } => (br#"{"op":"add","path":"#, path, value),
+            Step::Replace { path, value } => (br#"{"op":"replace","path":"#, path, value),
+        };
+        text.extend_from_slice(opening);
+        text.extend_from_slice(start);
+        write(&mut text, path);
+        text.extend_from_slice(br#","value":"#);
+        match content {
+            Content::Own(value) => write(&mut text, value),
+            Content::Shared(shared) => text.extend_from_slice(shared.text.as_bytes()),
+        }
+        text.push(b'}');
+        opening = b",";
+    }
+    if steps.is_empty() {
+        text.extend_from_slice(opening);
+    }
+    text.push(b']');
+    text
+}
+
+/// Strings and JSON values only, into memory: it cannot fail.
+fn write(text: &mut Vec<u8>, value: &impl Serialize) {
+    serde_json::to_writer(text, value).unwrap_or_default();
 }
 
 /// A key as a part of a pointer.
@@ -54,8 +121,8 @@ pub(super) fn escape(key: &str) -> String {
 pub fn apply(mut target: Yaml, steps: &[Step]) -> Option<Yaml> {
     for step in steps {
         let (path, value, is_insert) = match step {
-            Step::Add { path, value } => (path, value, true),
-            Step::Replace { path, value } => (path, value, false),
+            Step::Add { path, value } => (path, value.value(), true),
+            Step::Replace { path, value } => (path, value.value(), false),
         };
         let (parents, last) = path.rsplit_once('/')?;
         let mut at = &mut target;
@@ -112,6 +179,8 @@ fn to_yaml(value: &Value) -> Yaml {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::LazyLock;
+
     use super::*;
     use serde_json::json;
 
@@ -132,6 +201,22 @@ mod tests {
             serde_yaml_ng::to_string(&done).expect("YAML"),
             "a/b:\n- 1\n- 2\n- 3\n- 4\nc:\n  name: n\n  x: []\n"
         );
+    }
+
+    #[test]
+    fn steps_are_written_as_a_json_patch() {
+        static SHARED: LazyLock<Shared> = LazyLock::new(|| Shared::new(json!({ "a": "\"" })));
+        let steps =
+            [Step::add("/a~1b/\"", json!([1])), Step::replace("/c", json!("\n")), Step::add_shared("/d", &SHARED)];
+        let wanted = json!([
+            { "op": "add", "path": "/a~1b/\"", "value": [1] },
+            { "op": "replace", "path": "/c", "value": "\n" },
+            { "op": "add", "path": "/d", "value": { "a": "\"" } },
+        ]);
+        for count in 0..=steps.len() {
+            let read: Value = serde_json::from_slice(&to_json(&steps[..count])).expect("JSON");
+            assert_eq!(read.as_array().expect("a list"), &wanted.as_array().expect("a list")[..count]);
+        }
     }
 
     #[test]

@@ -1,21 +1,26 @@
 //! Purpose: the fields of a pod that the injector looks at; the others are stepped over unread.
-//! Shape: reads from JSON text (a review) or from a YAML value (a manifest) alike; `null` counts as absent everywhere.
+//! Shape: reads from JSON text (a review) or from a YAML value (a manifest) alike, borrowing what a pod may have very many
+//! of; `null` counts as absent everywhere.
 //! Limits: no nesting is followed but this; what is stepped over costs no memory.
 //! Source: Kubernetes API, Pod v1.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Deref;
 
-use serde::de::{IgnoredAny, MapAccess, Visitor};
+use serde::de::{IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
+use super::PORTS;
 use super::annotations::PREFIX;
 
 /// A pod, or a workload's template of one.
 #[derive(Debug, Default, Deserialize)]
-pub struct Pod {
+pub struct Pod<'a> {
     pub(super) metadata: Option<Metadata>,
-    pub(super) spec: Option<PodSpec>,
+    #[serde(borrow)]
+    pub(super) spec: Option<PodSpec<'a>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -51,9 +56,9 @@ fn read_own<'de, D: Deserializer<'de>>(reader: D) -> Result<Option<BTreeMap<Stri
 
         fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Self::Value, A::Error> {
             let mut own = BTreeMap::new();
-            while let Some(key) = entries.next_key::<String>()? {
+            while let Some(key) = entries.next_key::<Text<'de>>()? {
                 if key.starts_with(PREFIX) {
-                    own.insert(key, entries.next_value()?);
+                    own.insert(key.0.into_owned(), entries.next_value()?);
                 } else {
                     entries.next_value::<IgnoredAny>()?;
                 }
@@ -67,17 +72,21 @@ fn read_own<'de, D: Deserializer<'de>>(reader: D) -> Result<Option<BTreeMap<Stri
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct PodSpec {
+pub(super) struct PodSpec<'a> {
     pub(super) host_network: Option<bool>,
     pub(super) os: Option<Os>,
     pub(super) node_selector: Option<BTreeMap<String, Option<String>>>,
     pub(super) restart_policy: Option<String>,
     pub(super) termination_grace_period_seconds: Option<i64>,
     pub(super) security_context: Option<Security>,
-    pub(super) init_containers: Option<Vec<Container>>,
-    pub(super) containers: Option<Vec<Container>>,
-    pub(super) ephemeral_containers: Option<Vec<Named>>,
-    pub(super) volumes: Option<Vec<Named>>,
+    #[serde(borrow)]
+    pub(super) init_containers: Option<Vec<Container<'a>>>,
+    #[serde(borrow)]
+    pub(super) containers: Option<Vec<Container<'a>>>,
+    #[serde(borrow)]
+    pub(super) ephemeral_containers: Option<Vec<Named<'a>>>,
+    #[serde(borrow)]
+    pub(super) volumes: Option<Vec<Named<'a>>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -92,17 +101,33 @@ pub(super) struct Security {
     pub(super) run_as_group: Option<i64>,
 }
 
+/// Copied only where an escape stands in it. A type of its own, for serde borrows a `Cow` only where it is a whole field.
 #[derive(Debug, Default, Deserialize)]
-pub(super) struct Named {
-    pub(super) name: Option<String>,
+#[serde(transparent)]
+pub(super) struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+
+impl Deref for Text<'_> {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        &self.0
+    }
+}
+
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct Named<'a> {
+    #[serde(borrow)]
+    pub(super) name: Option<Text<'a>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Container {
-    pub(super) name: Option<String>,
-    pub(super) image: Option<String>,
-    pub(super) ports: Option<Vec<Port>>,
+pub(super) struct Container<'a> {
+    #[serde(borrow)]
+    pub(super) name: Option<Text<'a>>,
+    #[serde(borrow)]
+    pub(super) image: Option<Text<'a>>,
+    pub(super) ports: Option<TakenPorts>,
     pub(super) lifecycle: Option<Lifecycle>,
     pub(super) security_context: Option<Security>,
 }
@@ -113,13 +138,43 @@ pub(super) struct Lifecycle {
     pub(super) pre_stop: Option<IgnoredAny>,
 }
 
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub(super) struct Port {
-    pub(super) container_port: Option<i64>,
+/// Those of a container's ports that are the sidecar's own, each with its place in the list.
+#[derive(Debug, Default)]
+pub(super) struct TakenPorts(pub(super) Vec<(usize, u16)>);
+
+impl<'de> Deserialize<'de> for TakenPorts {
+    fn deserialize<D: Deserializer<'de>>(reader: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Port {
+            container_port: Option<i64>,
+        }
+
+        struct Own;
+
+        impl<'de> Visitor<'de> for Own {
+            type Value = TakenPorts;
+
+            fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+                out.write_str("a sequence")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<TakenPorts, A::Error> {
+                let mut taken = Vec::new();
+                for place in 0.. {
+                    let Some(port) = list.next_element::<Port>()? else { break };
+                    let own = PORTS.into_iter().find(|own| port.container_port == Some(i64::from(*own)));
+                    taken.extend(own.map(|own| (place, own)));
+                }
+                Ok(TakenPorts(taken))
+            }
+        }
+
+        reader.deserialize_seq(Own)
+    }
 }
 
-impl Pod {
+impl Pod<'_> {
     pub(super) fn label(&self, key: &str) -> Option<&str> {
         self.metadata.as_ref()?.labels.as_ref()?.get(key)?.as_deref()
     }
@@ -129,12 +184,12 @@ impl Pod {
     }
 }
 
-impl PodSpec {
-    pub(super) fn containers(&self) -> &[Container] {
+impl<'a> PodSpec<'a> {
+    pub(super) fn containers(&self) -> &[Container<'a>] {
         self.containers.as_deref().unwrap_or_default()
     }
 
-    pub(super) fn init_containers(&self) -> &[Container] {
+    pub(super) fn init_containers(&self) -> &[Container<'a>] {
         self.init_containers.as_deref().unwrap_or_default()
     }
 
@@ -155,7 +210,7 @@ impl PodSpec {
     }
 }
 
-impl Container {
+impl Container<'_> {
     pub(super) fn name(&self) -> &str {
         self.name.as_deref().unwrap_or_default()
     }

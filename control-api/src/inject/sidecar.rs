@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::annotations::{BOOTSTRAP, TABLE, Values};
 use super::config::InjectorConfig;
+use super::patch::Shared;
 use super::{BOOTSTRAP_VOLUME, HEALTH_PORT, INTERCEPT_CONTAINER, PROXY_CONTAINER, PROXY_ID, bootstrap};
 
 const PROGRAM: &str = "/usr/local/bin/outrigger-proxy";
@@ -217,8 +218,11 @@ pub(super) fn bootstrap_volume() -> Value {
 }
 
 /// The hook that keeps an application serving until nobody sends to it any more.
-pub(super) static PRE_STOP: LazyLock<Value> =
-    LazyLock::new(|| json!({ "httpGet": { "path": "/prestop", "port": HEALTH_PORT } }));
+pub(super) static PRE_STOP: LazyLock<Shared> = LazyLock::new(|| Shared::new(pre_stop()));
 
 /// That hook, for a container without any.
-pub(super) static LIFECYCLE: LazyLock<Value> = LazyLock::new(|| json!({ "preStop": *PRE_STOP }));
+pub(super) static LIFECYCLE: LazyLock<Shared> = LazyLock::new(|| Shared::new(json!({ "preStop": pre_stop() })));
+
+fn pre_stop() -> Value {
+    json!({ "httpGet": { "path": "/prestop", "port": HEALTH_PORT } })
+}

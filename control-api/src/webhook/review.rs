@@ -14,6 +14,7 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use super::figures::Verdict;
+use crate::inject::patch::{Step, to_json};
 use crate::inject::{Decision, InjectorConfig, Outcome, Pod, decide};
 use crate::model::Problem;
 
@@ -76,7 +77,7 @@ pub fn answer(body: &[u8], config: &InjectorConfig) -> Answer {
     let Ok(text) = std::str::from_utf8(body) else {
         return Answer::malformed(400, "the body is not an AdmissionReview: it is not UTF-8");
     };
-    match serde_json::from_str::<Review<Pod>>(text) {
+    match serde_json::from_str::<Review<Pod<'_>>>(text) {
         Ok(review) => answer_review(review, config, Ok),
         Err(_) => match serde_json::from_str::<Review<&RawValue>>(text) {
             Ok(review) => answer_review(review, config, read_pod),
@@ -85,7 +86,11 @@ pub fn answer(body: &[u8], config: &InjectorConfig) -> Answer {
     }
 }
 
-fn answer_review<O>(review: Review<O>, config: &InjectorConfig, read: impl FnOnce(O) -> Result<Pod, String>) -> Answer {
+fn answer_review<'a, O>(
+    review: Review<O>,
+    config: &InjectorConfig,
+    read: impl FnOnce(O) -> Result<Pod<'a>, String>,
+) -> Answer {
     let (version, kind) = (review.api_version.unwrap_or_default(), review.kind.unwrap_or_default());
     if (version.as_str(), kind.as_str()) != (API_VERSION, KIND) {
         let found = format!("{kind:.80} of {version:.80}");
@@ -101,11 +106,11 @@ fn answer_review<O>(review: Review<O>, config: &InjectorConfig, read: impl FnOnc
     respond(&uid, request, config, read)
 }
 
-fn respond<O>(
+fn respond<'a, O>(
     uid: &str,
     request: Request<O>,
     config: &InjectorConfig,
-    read: impl FnOnce(O) -> Result<Pod, String>,
+    read: impl FnOnce(O) -> Result<Pod<'a>, String>,
 ) -> Answer {
     let kind = request.kind.as_ref();
     let is_pod = kind.is_some_and(|kind| {
@@ -139,9 +144,9 @@ fn respond<O>(
 }
 
 /// Reads a pod with an eye on where it goes wrong.
-fn read_pod(object: &RawValue) -> Result<Pod, String> {
+fn read_pod(object: &RawValue) -> Result<Pod<'_>, String> {
     let mut reader = serde_json::Deserializer::from_str(object.get());
-    serde_path_to_error::deserialize::<_, Pod>(&mut reader).map_err(|error| {
+    serde_path_to_error::deserialize::<_, Pod<'_>>(&mut reader).map_err(|error| {
         let path = error.path().to_string();
         format!("outrigger: the pod cannot be read: {path}: {}", error.into_inner())
     })
@@ -151,14 +156,29 @@ fn allow(uid: &str, verdict: Verdict, decision: Option<&Decision>) -> Answer {
     let steps = decision.map(|decision| decision.steps.as_slice()).filter(|steps| !steps.is_empty());
     let response = Response {
         allowed: true,
-        // Strings and JSON values only: it cannot fail.
-        patch: steps.map(|steps| STANDARD.encode(serde_json::to_vec(steps).unwrap_or_default())),
         patch_type: steps.map(|_| "JSONPatch"),
         status: None,
         uid,
         warnings: decision.map(|decision| decision.warnings.as_slice()).unwrap_or_default(),
     };
-    reply(&response, verdict)
+    let mut answer = reply(&response, verdict);
+    if let Some(steps) = steps {
+        add_patch(&mut answer.body, steps);
+    }
+    answer
+}
+
+/// Writes a patch, which may be as large as its pod, to the end of the response: base64 needs no look for escapes.
+fn add_patch(body: &mut String, steps: &[Step]) {
+    const END: &str = "}}";
+    const START: &str = r#","patch":""#;
+    let patch = to_json(steps);
+    body.truncate(body.len() - END.len());
+    body.reserve(START.len() + patch.len().div_ceil(3) * 4 + 1 + END.len());
+    body.push_str(START);
+    STANDARD.encode_string(patch, body);
+    body.push('"');
+    body.push_str(END);
 }
 
 fn refuse(uid: &str, code: u16, reason: &str, message: &str) -> Answer {
@@ -169,17 +189,15 @@ fn refuse(uid: &str, code: u16, reason: &str, message: &str) -> Answer {
     }
     let status = json!({ "code": code, "message": message, "reason": reason, "status": "Failure" });
     let status = Some(status);
-    let response = Response { allowed: false, patch: None, patch_type: None, status, uid, warnings: &[] };
+    let response = Response { allowed: false, patch_type: None, status, uid, warnings: &[] };
     reply(&response, Verdict::Refused)
 }
 
-/// What becomes of a pod, as the API server reads it; written at once, for a patch may be as large as the pod.
+/// What becomes of a pod, as the API server reads it, but for the patch.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Response<'a> {
     allowed: bool,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    patch: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     patch_type: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -4,7 +4,9 @@
 #![allow(clippy::panic, reason = "a test fails by panicking")]
 
 use outrigger_control::inject::InjectorConfig;
-use outrigger_control::inject::patch::Step;
+use outrigger_control::inject::Pod;
+use outrigger_control::inject::patch::{Step, to_json};
+use serde::Deserialize as _;
 use serde_json::{Value, json};
 
 /// One review.
@@ -368,14 +370,14 @@ fn conflicts() -> Vec<Case> {
 
 /// What the webhook makes of a pod.
 fn apply(pod: &Value, namespace: &str) -> Value {
-    let read = serde_json::from_value(pod.clone()).expect("a pod");
+    let read = Pod::deserialize(pod).expect("a pod");
     let decision = outrigger_control::inject::decide(&read, namespace, &config()).expect("it is let in");
     patched(pod, &decision.steps)
 }
 
 /// A pod after a JSON Patch, by another's hand.
 pub(crate) fn patched(pod: &Value, steps: &[Step]) -> Value {
-    let steps: json_patch::Patch = serde_json::from_value(json!(steps)).expect("a JSON Patch");
+    let steps: json_patch::Patch = serde_json::from_slice(&to_json(steps)).expect("a JSON Patch");
     let mut pod = pod.clone();
     json_patch::patch(&mut pod, &steps).expect("the patch fits");
     pod
