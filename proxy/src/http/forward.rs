@@ -281,7 +281,7 @@ impl Downstream {
 
     async fn try_until_answered(&mut self, forwarding: &mut Forwarding<'_>, answering: &Answering<'_>) -> Outcome {
         loop {
-            let result = self.try_once(forwarding).await;
+            let mut result = self.try_once(forwarding).await;
             forwarding.retrying = None;
             let decision = match &result {
                 Ok(answered) => self.judge_answer(forwarding, answered),
@@ -309,19 +309,23 @@ impl Downstream {
                 Decision::Suppressed(reason) => self.count_suppressed(forwarding, reason),
                 Decision::Pass => {}
             }
-            return match result {
+            let failed = match &mut result {
                 Ok(answered) => {
                     if forwarding.tries > 1 {
                         forwarding.matched.cell.retry_success.add_one();
                     }
-                    self.relay(forwarding, answered, answering).await
+                    // Lent: an answer is large, and moved it would have a place for each step.
+                    let (outcome, is_kept) = self.relay(forwarding, answered, answering).await;
+                    if is_kept && let Ok(Answered { upstream: Upstream::Http1 { connection, .. }, .. }) = result {
+                        forwarding.cluster.give_back(connection);
+                    }
+                    return outcome;
                 }
-                Err(failed) => {
-                    let fault = failed.fault.with_cluster(forwarding.cluster.name().clone());
-                    fail_call(forwarding, &fault);
-                    self.refuse_matched(fault, forwarding.matched, &close(answering, forwarding)).await
-                }
+                Err(failed) => failed,
             };
+            let fault = failed.fault.clone().with_cluster(forwarding.cluster.name().clone());
+            fail_call(forwarding, &fault);
+            return self.refuse_matched(fault, forwarding.matched, &close(answering, forwarding)).await;
         }
     }
 

@@ -41,41 +41,35 @@ struct Passage {
 }
 
 impl Downstream {
-    /// Passes the answer on and decides what becomes of both connections.
+    /// Passes the answer on and decides what becomes of both connections: also gives whether the endpoint's can be kept.
     pub(super) async fn relay(
         &mut self,
         forwarding: &mut Forwarding<'_>,
-        mut answered: Answered,
+        answered: &mut Answered,
         answering: &Answering<'_>,
-    ) -> Outcome {
+    ) -> (Outcome, bool) {
         let head = answered.head.view(&self.response_table);
         let length = head.body(forwarding.matched.request.head.method());
         let upstream_keeps = head.keep_alive() && length != BodyLength::UntilClose;
         let status = answered.status;
         let passage = match forwarding.upgrade {
-            Some(kind) if is_switched(head, kind) => self.pass_switch(forwarding, &answered),
-            _ => self.pass_head(forwarding, &mut answered, length, answering),
+            Some(kind) if is_switched(head, kind) => self.pass_switch(forwarding, answered),
+            _ => self.pass_head(forwarding, answered, length, answering),
         };
         let Some(passage) = passage else {
             forwarding.matched.cell.faults.add_one(Kind::Gone);
-            return Outcome { after: After::Abort, status };
+            return (Outcome { after: After::Abort, status }, false);
         };
         let (keep, is_tunnel) = (passage.keep, passage.is_tunnel);
-        let relayed = self.relay_bodies(forwarding, &mut answered, passage).await;
+        let relayed = self.relay_bodies(forwarding, answered, passage).await;
         drop(answered.in_flight.take());
         let whole_request = forwarding.body.is_done() && answered.uploaded;
-        self.end_call(forwarding, &answered, &relayed);
+        self.end_call(forwarding, answered, &relayed);
         match relayed {
             Relayed::Whole => {
-                if let Upstream::Http1 { connection, answer } = answered.upstream
-                    && upstream_keeps
-                    && whole_request
-                    && !is_tunnel
-                    && answer.inlet.is_empty()
-                {
-                    forwarding.cluster.give_back(connection);
-                }
-                Outcome { after: after(keep), status }
+                let is_empty = matches!(&answered.upstream, Upstream::Http1 { answer, .. } if answer.inlet.is_empty());
+                let is_kept = upstream_keeps && whole_request && !is_tunnel && is_empty;
+                (Outcome { after: after(keep), status }, is_kept)
             }
             Relayed::DownstreamBroke => {
                 forwarding.matched.cell.faults.add_one(Kind::Gone);
@@ -85,7 +79,7 @@ impl Downstream {
                     // An orderly end would pass for the client's last word.
                     connection.stream().reset_on_close();
                 }
-                Outcome { after: After::Abort, status }
+                (Outcome { after: After::Abort, status }, false)
             }
             Relayed::UpstreamBroke(kind, reason) => {
                 forwarding.matched.cell.faults.add_one(kind);
@@ -93,7 +87,7 @@ impl Downstream {
                 if let Client::Http2(stream) = &mut self.client {
                     stream.reset(reason);
                 }
-                Outcome { after: After::Abort, status }
+                (Outcome { after: After::Abort, status }, false)
             }
         }
     }

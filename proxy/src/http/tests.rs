@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use outrigger_reactor::{DriverKind, Options, Runtime, spawn};
 
+use super::downstream::Downstream;
 use crate::config::{
     ChainId, CircuitLimits, ClusterConfig, ClusterTarget, Direction, Discovery, EndpointConfig, EndpointSet,
     ForwardAction, HeaderEdits, Http2Config, HttpConnectionConfig, ListenerConfig, LoadBalancing, PathMatch, Protocol,
@@ -236,4 +237,17 @@ fn the_task_of_a_connection_is_small() {
             assert!(size_of_val(&task) <= 832, "{} bytes: nest what is large and rare", size_of_val(&task));
         });
     }
+}
+
+/// What an exchange holds while it goes on, and what each of many streams at once touches: what is rare is nested.
+#[test]
+fn an_exchange_is_no_larger_than_what_it_mostly_does() {
+    fn of_stream<'a, A, B, F: Future + 'a>(_: impl Fn(&'a mut Downstream, A, B) -> F) -> usize {
+        size_of::<F>()
+    }
+    fn of_message<'a, A, F: Future + 'a>(_: impl Fn(&'a mut Downstream, A) -> F) -> usize {
+        size_of::<F>()
+    }
+    let sizes = (of_message(Downstream::exchange_received), of_stream(Downstream::exchange_stream));
+    assert!(sizes.0 <= 3_400 && sizes.1 <= 4_000, "{sizes:?} bytes: nest what is large and rare");
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use outrigger_reactor::{Buf, now};
+use outrigger_reactor::{Buf, nest, now};
 
 use super::originals::Originals;
 use super::{ClusterState, Worker};
@@ -243,7 +243,7 @@ impl Cluster {
         let endpoint = self.endpoints.get(index).ok_or(unreachable)?;
         loop {
             if let Some(slot) = self.slots.try_take(limits.max_connections) {
-                let connected = connect(endpoint, slot, self.cell.clone(), self.config.connect_timeout).await;
+                let connected = nest(connect(endpoint, slot, self.cell.clone(), self.config.connect_timeout)).await;
                 return connected.map_err(OpenFault::Connect);
             }
             // Idle connections to other endpoints give way to the one that is wanted.
@@ -274,7 +274,7 @@ impl Cluster {
                 return Err(OpenFault::TooManyConnections);
             }
         };
-        let connected = connect(endpoint, slot, self.cell.clone(), self.config.connect_timeout).await;
+        let connected = nest(connect(endpoint, slot, self.cell.clone(), self.config.connect_timeout)).await;
         let connection = connected.map_err(OpenFault::Connect)?;
         if let Some(version) = self.config.proxy_header {
             connection.stream().queue(Buf::from(proxy_header(version, ends())));
@@ -313,7 +313,7 @@ impl Cluster {
                 continue;
             };
             let timing = (self.config.connect_timeout, &self.config.http2);
-            let opened = connect_multiplexed(endpoint, slot, self.cell.clone(), timing, chance.bits()).await;
+            let opened = nest(connect_multiplexed(endpoint, slot, self.cell.clone(), timing, chance.bits())).await;
             opening.settle(&opened);
             opened.map_err(OpenFault::Connect)?;
         }
