@@ -12,9 +12,10 @@ run: ## the flash-sale shop: a mesh of real processes under load (ARGS=--stay ke
 	@$(CARGO) build --workspace --bins --locked
 	@"$${CARGO_TARGET_DIR:-target}/debug/outrigger-shop" demo $(ARGS)
 
-test: ## unit, property and scenario tests (the scenarios drive the built binaries)
+test: ## unit, property and scenario tests (the scenarios drive the built binaries); each step of bench-micro once
 	$(CARGO) build --workspace --bins --locked
 	$(CARGO) test --workspace --locked -- $(ARGS)
+	$(CARGO) test --workspace --locked --bench micro --bench inject
 
 check: fmt clippy doc deny layout ## formatting, lints, docs, supply rules, layout rules
 

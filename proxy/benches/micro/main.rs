@@ -25,15 +25,16 @@ use outrigger_proxy::worker::{Shared, Worker};
 
 /// The configuration of `make bench`, converted: every policy a route can have.
 fn resources() -> Resources {
-    let template = include_str!("../../../tests/bench/ours.yaml");
-    let text = template.replace("@ADMIN@", "1").replace("@PORT@", "2").replace("@TCP@", "3").replace("@BACKEND@", "4");
+    const PORTS: [&str; 6] = ["@ADMIN@", "@PORT@", "@TCP@", "@FRAMED@", "@BACKEND@", "@FRAMED_BACKEND@"];
+    let template = include_str!("../../../tests/bench/ours.yaml").to_owned();
+    let text = (1_u16..).zip(PORTS).fold(template, |text, (port, name)| text.replace(name, &port.to_string()));
     bootstrap::parse(Path::new("ours.yaml"), &text).expect("the bench's configuration is valid").resources
 }
 
-/// Its one cluster, balanced so.
+/// Its first cluster, balanced so.
 fn cluster(balancing: LoadBalancing) -> ClusterConfig {
     let resources = resources();
-    let config = resources.clusters.values().next().expect("the bench has a cluster");
+    let config = resources.clusters.values().next().expect("the bench has clusters");
     ClusterConfig { balancing, ..(**config).clone() }
 }
 
