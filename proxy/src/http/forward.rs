@@ -309,23 +309,24 @@ impl Downstream {
                 Decision::Suppressed(reason) => self.count_suppressed(forwarding, reason),
                 Decision::Pass => {}
             }
-            let failed = match &mut result {
-                Ok(answered) => {
+            return match result {
+                // Lent: an answer is large, and moved it would have a place for each step.
+                Ok(ref mut answered) => {
                     if forwarding.tries > 1 {
                         forwarding.matched.cell.retry_success.add_one();
                     }
-                    // Lent: an answer is large, and moved it would have a place for each step.
                     let (outcome, is_kept) = self.relay(forwarding, answered, answering).await;
                     if is_kept && let Ok(Answered { upstream: Upstream::Http1 { connection, .. }, .. }) = result {
                         forwarding.cluster.give_back(connection);
                     }
-                    return outcome;
+                    outcome
                 }
-                Err(failed) => failed,
+                Err(failed) => {
+                    let fault = failed.fault.with_cluster(forwarding.cluster.name().clone());
+                    fail_call(forwarding, &fault);
+                    self.refuse_matched(fault, forwarding.matched, &close(answering, forwarding)).await
+                }
             };
-            let fault = failed.fault.clone().with_cluster(forwarding.cluster.name().clone());
-            fail_call(forwarding, &fault);
-            return self.refuse_matched(fault, forwarding.matched, &close(answering, forwarding)).await;
         }
     }
 
