@@ -48,7 +48,7 @@ pub use probe::{Check, IoChoice, Probe, ProbeError, probe};
 pub use socket::{AHEAD_BLOCKS, CLOSING_ACCEPTS, HANDED_BYTES};
 pub use splice::{PIPE_BYTES, Splice, SpliceFault, Spliced};
 pub use tcp::{Accepted, TcpListener, TcpStream};
-pub use timers::{Elapsed, Sleep, sleep, sleep_until, timeout, timeout_at};
+pub use timers::{Elapsed, Sleep, Timeout, sleep, sleep_until, timeout, timeout_at};
 
 /// The driver in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

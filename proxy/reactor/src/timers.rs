@@ -14,9 +14,9 @@
 //! **Tests.** Against a sorted list at the foot.
 
 use std::fmt;
-use std::future::{Future, poll_fn};
+use std::future::Future;
 use std::mem;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
@@ -303,23 +303,40 @@ impl fmt::Display for Elapsed {
 
 impl std::error::Error for Elapsed {}
 
-/// Runs `future` until `deadline`; a future that is ready at the deadline wins. Cancel: `future` is dropped at the
-/// deadline.
-pub async fn timeout_at<F: Future>(deadline: Instant, future: F) -> Result<F::Output, Elapsed> {
-    let mut future = pin!(future);
-    let mut sleep = sleep_until(deadline);
-    poll_fn(|cx| {
-        if let Poll::Ready(output) = future.as_mut().poll(cx) {
-            return Poll::Ready(Ok(output));
-        }
-        Pin::new(&mut sleep).poll(cx).map(|()| Err(Elapsed))
-    })
-    .await
+/// A future with a deadline; see [`timeout_at`].
+#[derive(Debug)]
+#[must_use = "futures do nothing unless awaited"]
+pub struct Timeout<F> {
+    future: F,
+    sleep: Sleep,
 }
 
-/// Runs `future` for at most `span` from the first poll on. Cancel: as [`timeout_at`].
-pub async fn timeout<F: Future>(span: Duration, future: F) -> Result<F::Output, Elapsed> {
-    timeout_at(after(span), future).await
+impl<F: Future> Future for Timeout<F> {
+    type Output = Result<F::Output, Elapsed>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        // SAFETY: `future` is pinned with its whole: it is never moved out, and `Timeout` has no drop of its own.
+        let (future, sleep) = unsafe {
+            let whole = self.get_unchecked_mut();
+            (Pin::new_unchecked(&mut whole.future), &mut whole.sleep)
+        };
+        if let Poll::Ready(output) = future.poll(cx) {
+            return Poll::Ready(Ok(output));
+        }
+        Pin::new(sleep).poll(cx).map(|()| Err(Elapsed))
+    }
+}
+
+/// Runs `future` until `deadline`; a future that is ready at the deadline wins. Cancel: `future` is dropped when the await
+/// is over, at the deadline too.
+pub fn timeout_at<F: Future>(deadline: Instant, future: F) -> Timeout<F> {
+    // Not an async function: that would hold the future twice, once as it came and once as it runs.
+    Timeout { future, sleep: sleep_until(deadline) }
+}
+
+/// Runs `future` for at most `span` from this call on. Cancel: as [`timeout_at`].
+pub fn timeout<F: Future>(span: Duration, future: F) -> Timeout<F> {
+    timeout_at(after(span), future)
 }
 
 fn after(span: Duration) -> Instant {
@@ -456,5 +473,16 @@ mod tests {
         }
         assert_eq!(wheel.entries.len(), 1);
         assert_eq!(wheel.armed(), 0);
+    }
+
+    #[test]
+    fn a_timeout_holds_its_future_once() {
+        let large = [0u8; 4096];
+        let waiting = async move {
+            std::future::pending::<()>().await;
+            large[0]
+        };
+        let most = size_of_val(&waiting).next_multiple_of(align_of::<Sleep>()) + size_of::<Sleep>();
+        assert!(size_of_val(&timeout(Duration::from_secs(1), waiting)) <= most);
     }
 }

@@ -73,26 +73,27 @@ impl Downstream {
     }
 
     /// Serves the one request of a stream of HTTP/2.
-    pub(super) async fn exchange_stream(&mut self, parts: request::Parts, began: Instant) -> After {
-        self.cell.requests.add_one();
-        let view = self.worker.view();
-        let Some(listener) = view.chain(&self.chain) else { return After::Abort };
-        let Some(http) = listener.http().map(Arc::as_ref) else { return After::Abort };
-        let Client::Http2(stream) = &self.client else { return After::Abort };
-        let head = match FramedHead::parse(parts, stream.recv.is_end_stream(), http) {
-            Ok(head) => head,
-            Err(kind) => {
+    pub(super) fn exchange_stream(&mut self, parts: request::Parts, began: Instant) -> impl Future<Output = After> {
+        // Taken over before the async part, which would hold it twice: as it came and as it is read.
+        let mut head = FramedHead::new(parts);
+        async move {
+            self.cell.requests.add_one();
+            let view = self.worker.view();
+            let Some(listener) = view.chain(&self.chain) else { return After::Abort };
+            let Some(http) = listener.http().map(Arc::as_ref) else { return After::Abort };
+            let Client::Http2(stream) = &self.client else { return After::Abort };
+            if let Err(kind) = head.settle(stream.recv.is_end_stream(), http) {
                 let worker = self.worker.clone();
                 let answering = Answering::framed(&worker, http, view.epoch());
                 return self.refuse_unmatched(kind, &answering).await;
             }
-        };
-        let mut lease = Lease::take();
-        let Workspace { response_table, scratch, .. } = &mut *lease;
-        self.response_table = std::mem::take(response_table);
-        let after = self.admit((&view, listener), (Request::Http2(&head), began), scratch).await;
-        *response_table = std::mem::take(&mut self.response_table);
-        after
+            let mut lease = Lease::take();
+            let Workspace { response_table, scratch, .. } = &mut *lease;
+            self.response_table = std::mem::take(response_table);
+            let after = self.admit((&view, listener), (Request::Http2(&head), began), scratch).await;
+            *response_table = std::mem::take(&mut self.response_table);
+            after
+        }
     }
 
     /// What must hold of a request before it is routed.

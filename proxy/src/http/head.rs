@@ -40,15 +40,20 @@ pub(super) struct FramedHead {
 }
 
 impl FramedHead {
-    /// Takes a head over; `is_whole` when no body follows it.
-    pub(super) fn parse(parts: request::Parts, is_whole: bool, http: &HttpConnectionConfig) -> Result<Self, Kind> {
-        let mut head = Self { body: body_length(&parts, is_whole)?, parts };
-        head.settle_authority()?;
-        head.settle_names(http)?;
-        if head.parts.headers.get(EXPECT).is_some_and(|value| !value.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
+    /// Takes a head over. Nothing of it holds before [`FramedHead::settle`].
+    pub(super) fn new(parts: request::Parts) -> Self {
+        Self { body: BodyLength::Empty, parts }
+    }
+
+    /// Makes of it what a request must be; `is_whole` when no body follows it.
+    pub(super) fn settle(&mut self, is_whole: bool, http: &HttpConnectionConfig) -> Result<(), Kind> {
+        self.body = body_length(&self.parts, is_whole)?;
+        self.settle_authority()?;
+        self.settle_names(http)?;
+        if self.parts.headers.get(EXPECT).is_some_and(|value| !value.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
             return Err(Kind::BadExpectation);
         }
-        Ok(head)
+        Ok(())
     }
 
     /// `:authority` decides, else `host`; two that differ are two hosts.
