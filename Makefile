@@ -2,8 +2,9 @@
 # ARGS goes to the command a target runs: `make run ARGS=--stay`, `make test ARGS=attack_`.
 CARGO ?= cargo
 ARGS ?=
+RELEASE ?=
 .DEFAULT_GOAL := help
-.PHONY: help run check fmt clippy doc deny layout test interop interop-peers fuzz-smoke chart images bench bench-micro
+.PHONY: help run check fmt clippy doc deny layout test interop interop-peers fuzz-smoke chart images release bench bench-micro
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -73,12 +74,19 @@ chart: ## the Helm chart: lint, render, refuse bad values; strict schemas of Kub
 IMAGE_PEERS = buildah:buildah readelf:binutils ip:iproute2 setpriv:util-linux \
   aarch64-linux-gnu-g++:g++-aarch64-linux-gnu
 images: ## container images by buildah, x86-64 and arm64: sizes, and ours tried out as root (ARGS="--arch amd64")
-	@$(MAKE) --no-print-directory interop-peers PEERS="$(IMAGE_PEERS)"
+	@$(MAKE) --no-print-directory interop-peers PEERS="$(IMAGE_PEERS) $(RELEASE_PEERS)"
 	python3 tests/tools/images.py $(ARGS)
+
+# Builds with link-time optimisation: about twenty minutes on two cores, the first time.
+RELEASE_PEERS = h2load:nghttp2-client nghttpd:nghttp2-server nginx:nginx-light
+release: ## the programs as they are released: the proxy optimised by a profile of a load (RELEASE=--plain: without)
+	@$(MAKE) --no-print-directory interop-peers PEERS="$(RELEASE_PEERS)"
+	python3 tests/tools/release.py $(RELEASE)
 
 # Not a gate: figures depend on the machine. --install brings Debian's peers when run as root.
 bench: ## side by side with HAProxy, nginx, Envoy and bare relays (ARGS="--quick --scene small")
-	$(CARGO) build --release --locked -p outrigger-proxy -p outrigger-reactor --bins --example relay
+	@$(MAKE) --no-print-directory release RELEASE="--proxy-only $(RELEASE)"
+	$(CARGO) build --release --locked -p outrigger-reactor --example relay
 	$(CARGO) build --release --locked --manifest-path tests/bench/Cargo.toml --target-dir $${CARGO_TARGET_DIR:-target}/bench/build
 	python3 tests/bench/bench.py --install $(ARGS)
 

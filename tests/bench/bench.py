@@ -8,8 +8,11 @@ them; figures are medians. CPU is what the scheduler says that the proxy's threa
 Ours has every policy on (retries, ejection, circuit limits, a rate limit that does not bind, counts by route); the
 others are bare. The relays only move bytes: on plain epoll, with splice(2), on our own runtime
 (proxy/reactor/examples/relay.rs), and on tokio-uring. "÷relay" is against the cheapest that copies, "÷splice" against
-the one that does not. In the scene tcp every proxy passes the same requests on unread, as a relay always does. In the
-scenes h2, h1-h2 and h2-h1 clients, application (nghttpd) or both speak HTTP/2, clients with 10 streams a connection.
+the one that does not.
+
+Requests are bare GETs; in the scene orders, which is measured when it is asked for, POSTs with a body and an ordinary
+client's headers. In the scene tcp every proxy passes the same requests on unread, as a relay always does. In the scenes
+h2, h1-h2 and h2-h1 clients, application (nghttpd) or both speak HTTP/2, clients with 10 streams a connection.
 
 "calls/req" are system calls, counted apart from the timed runs (calls.py). All of it runs in a network of its own,
 where no sender is paced (network.py); the first line of the table names the congestion control in use.
@@ -40,6 +43,7 @@ import peers
 import report
 
 SCENES = ("small", "64k", "1m", "tcp", "h2", "h1-h2", "h2-h1", "idle")
+MORE_SCENES = ("orders",)  # when asked for
 FILES = {"64k": 64 << 10, "1m": 1 << 20}
 LIMIT_S = 700.0
 QUICK_LIMIT_S = 170.0
@@ -59,6 +63,10 @@ TITLES = {
     "h1-h2-saturated": "h1 to h2 / saturated",
     "h2-h1": "h2 to h1 / at 4,000 req/s",
     "h2-h1-saturated": "h2 to h1 / saturated",
+    "orders": "orders at 4,000 req/s",
+    "orders-saturated": "orders saturated",
+    "h2-orders": "h2 to h2 orders at 4,000 req/s",
+    "h2-orders-saturated": "h2 to h2 orders saturated",
     "idle": "idle, served once, one by one",
 }
 
@@ -68,7 +76,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="shorter loads: three minutes at most instead of twelve")
     parser.add_argument("--repeat", type=int, metavar="N", help="runs to take the median of [5; 3 with --quick]")
-    parser.add_argument("--scene", action="append", choices=SCENES, help="only this scene; may be repeated")
+    parser.add_argument("--scene", action="append", choices=SCENES + MORE_SCENES, help="only this scene; may be repeated")
     parser.add_argument("--only", metavar="NAMES", help="only peers whose name begins so, comma-separated")
     parser.add_argument("--json", action="store_true", help="print the JSON instead of the table")
     parser.add_argument("--install", action="store_true", help="first install Debian's packages that are missing")
@@ -76,7 +84,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--idle", type=int, default=1000, metavar="N", help="connections of the scene idle [1000]")
     parser.add_argument("--machine-network", action="store_true", help="stay in the machine's network, paced or not")
     parser.add_argument("--out", type=Path, default=peers.TARGET / "bench", help="folder for bench.json and bench.svg")
-    parser.add_argument("--proxy", type=Path, default=peers.TARGET / "release/outrigger-proxy", help="our binary")
+    parser.add_argument("--proxy", type=Path, default=peers.RELEASED / "outrigger-proxy", help="our binary")
     parser.add_argument("--ring-relay", type=Path, default=peers.TARGET / "release/examples/relay", help="our relay")
     parser.add_argument("--floor", type=Path, default=peers.TARGET / "bench/build/release", help="folder of the others")
     parsed = parser.parse_args()
@@ -85,8 +93,13 @@ def arguments() -> argparse.Namespace:
     if not 1 <= parsed.connections <= 1000 or not 1 <= parsed.idle <= 5000:
         parser.error("--connections takes 1 to 1000, --idle 1 to 5000")
     if not parsed.proxy.exists():
-        parser.error(f"{parsed.proxy} is not built: cargo build --release -p outrigger-proxy")
+        parser.error(f"{parsed.proxy} is not built: run `make release`, or give --proxy")
     return parsed
+
+
+def wanted(options: argparse.Namespace) -> tuple[str, ...]:
+    """What the names of the peers to measure begin with."""
+    return tuple((options.only or "").split(","))
 
 
 def machine() -> dict[str, str]:
@@ -118,6 +131,7 @@ def loads(options: argparse.Namespace, scene: str) -> dict[str, measure.Load]:
     saturated = measure.Load("/", options.connections, None, span_s)
     large = measure.Load("/static/1m", few, 200, span_s)
     framed, framed_saturated = replace(steady, streams=STREAMS), replace(saturated, streams=STREAMS)
+    orders = {"orders": steady, "orders-saturated": saturated, "h2-orders": framed, "h2-orders-saturated": framed_saturated}
     return {
         "small": {"small": steady, "saturated": saturated},
         "64k": {"64k": measure.Load("/static/64k", few, 1000, span_s)},
@@ -126,6 +140,7 @@ def loads(options: argparse.Namespace, scene: str) -> dict[str, measure.Load]:
         "h2": {"h2": framed, "h2-saturated": framed_saturated},
         "h1-h2": {"h1-h2": steady, "h1-h2-saturated": saturated},
         "h2-h1": {"h2-h1": framed, "h2-h1-saturated": framed_saturated},
+        "orders": {title: replace(load, is_order=True) for title, load in orders.items()},
     }[scene]
 
 
@@ -154,9 +169,9 @@ class Comparison:
         # Where there is none, the port leads nowhere and its scenes are left out.
         ports = (self.backend.port, (self.framed_backend or self.backend).port)
         ours = peers.ours(options.proxy, ports, work)
-        others, versions = peers.others(ports, work)
+        prefixes = wanted(options)
+        others, versions = peers.others(ports, work, prefixes)
         floor = peers.relays(options.floor, options.ring_relay, self.backend.port)
-        prefixes = tuple((options.only or "").split(","))
         self.peers = [peer for peer in [*ours, *others, *floor] if peer.name.startswith(prefixes)]
         versions = {"outrigger": peers.version([str(options.proxy), "--version"]), **versions}
         versions["h2load"] = peers.version([peers.find("h2load") or "h2load", "--version"])
@@ -255,7 +270,8 @@ def main() -> None:
     if options.install:
         peers.install_missing()
     if not options.machine_network:
-        peers.find_envoy()  # fetched while there is a way to fetch it
+        if "envoy".startswith(wanted(options)):
+            peers.find_envoy()  # fetched while there is a way to fetch it
         network.enter()
     work = Path(tempfile.mkdtemp(prefix="outrigger-bench-"))
     try:

@@ -14,6 +14,8 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 TARGET = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
+# Where release.py leaves what is released for this machine.
+RELEASED = TARGET / "released" / f"{os.uname().machine}-unknown-linux-gnu"
 SMALL_BYTES = 128
 # Program on PATH, and the Debian package that brings it.
 PACKAGES = {"nginx": "nginx-light", "haproxy": "haproxy", "h2load": "nghttp2-client", "nghttpd": "nghttp2-server", "strace": "strace"}
@@ -119,10 +121,10 @@ def ours(proxy: Path, backend_ports: tuple[int, int], work: Path) -> list[Peer]:
     return found
 
 
-def others(backend_ports: tuple[int, int], work: Path) -> tuple[list[Peer], dict[str, str]]:
-    """The other proxies that are here, and their versions."""
+def others(backend_ports: tuple[int, int], work: Path, prefixes: tuple[str, ...]) -> tuple[list[Peer], dict[str, str]]:
+    """The other proxies that are here and whose name begins so, and their versions."""
     found, versions = [], {}
-    envoy = find_envoy()
+    envoy = find_envoy() if "envoy".startswith(prefixes) else None
     alone = ["--concurrency", "1", "-l", "error", "--disable-hot-restart", "-c"]
     known: list[tuple[str, str | None, str, list[str], list[str]]] = [
         ("haproxy", find("haproxy"), "haproxy.cfg", ["-db", "-f"], ["-v"]),
@@ -130,6 +132,8 @@ def others(backend_ports: tuple[int, int], work: Path) -> tuple[list[Peer], dict
         ("envoy", envoy, "envoy.yaml", alone, ["--version"]),
     ]
     for name, program, template, options, ask in known:
+        if not name.startswith(prefixes):
+            continue
         if not program:
             print(f"{name}: not here, left out", file=sys.stderr)
             continue

@@ -11,7 +11,8 @@ DISTURBED = 0.10  # share of the proxy's core that others may take before a row 
 RELAY, SPLICE = "relay", "splice"
 SPLICE_RELAY = "relay splice"
 BODIES = ("64k", "1m", "tcp-1m")  # rows where moving without copying can pay
-FRAMED = ("h2", "h2-saturated", "h1-h2", "h1-h2-saturated")  # rows whose requests leave in HTTP/2
+# Rows whose requests leave in HTTP/2.
+FRAMED = ("h2", "h2-saturated", "h1-h2", "h1-h2-saturated", "h2-orders", "h2-orders-saturated")
 UNFRAMED = ("h2-h1", "h2-h1-saturated")  # rows whose requests come in HTTP/2 and leave in HTTP/1
 OPAQUE = ("tcp", "tcp-saturated", "tcp-1m")  # rows for the listener that passes bytes on unread
 

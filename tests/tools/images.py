@@ -3,10 +3,11 @@
 
 usage: images.py [--arch amd64,arm64] [--skip-build]
 
---skip-build takes the release binaries that are there. The base is what Debian packages hold: only the files that our
-binaries, nft and iptables need are taken, each package's licence with them. An image for another architecture is built by
-cross compiling and looked at; this machine's is also run, in namespaces and a root file system of its own, which takes root.
-The proxy's image may have 25 MiB, compressed. Images end as OCI archives under target/images.
+--skip-build takes the released programs that are there (`make release`). The base is what Debian packages hold: only the
+files that our binaries, nft and iptables need are taken, each package's licence with them. An image for another
+architecture is built by cross compiling and looked at; this machine's is also run, in namespaces and a root file system
+of its own, which takes root. The proxy's image may have 25 MiB, compressed. Images end as OCI archives under
+target/images.
 """
 import argparse, gzip, hashlib, io, json, os, re, shutil, stat, subprocess, sys, tarfile
 
@@ -16,9 +17,9 @@ WORK = os.path.join(TARGET, "images")
 MIB = 1 << 20
 LIMITS = {"proxy": 25 * MIB}
 ARCHES = {
-    # Debian's and OCI's word: Rust's target, the library folder, the linker where this machine's will not do.
-    "amd64": ("x86_64-unknown-linux-gnu", "x86_64-linux-gnu", "x86_64-linux-gnu-gcc"),
-    "arm64": ("aarch64-unknown-linux-gnu", "aarch64-linux-gnu", "aarch64-linux-gnu-gcc"),
+    # Debian's and OCI's word: Rust's target, the library folder.
+    "amd64": ("x86_64-unknown-linux-gnu", "x86_64-linux-gnu"),
+    "arm64": ("aarch64-unknown-linux-gnu", "aarch64-linux-gnu"),
 }
 MACHINES = {"amd64": "X86-64", "arm64": "AArch64"}
 HOST = {"x86_64": "amd64", "aarch64": "arm64"}.get(os.uname().machine)
@@ -43,20 +44,6 @@ def run(*command, **options):
 def need(program, package):
     if not shutil.which(program, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin"):
         sys.exit(f"{program} is not there: install {package}, as `make images` does when it runs as root")
-
-
-def build(arch):
-    """Release binaries of this architecture."""
-    target, _, linker = ARCHES[arch]
-    environment = dict(os.environ)
-    if arch != HOST:
-        need(linker, f"gcc-{linker.removesuffix('-gcc')}")
-        name = target.replace("-", "_")
-        environment[f"CARGO_TARGET_{name.upper()}_LINKER"] = linker
-        environment[f"CC_{name}"] = linker
-        run("rustup", "target", "add", target)
-    run("cargo", "build", "--release", "--locked", "--target", target, "-p", "outrigger-proxy", "-p", "outrigger-control",
-        "--bins", cwd=ROOT, env=environment)
 
 
 def fetch(arch):
@@ -149,10 +136,10 @@ class Tree:
 
 def fill(image, arch):
     """The folder that becomes the image."""
-    target, libraries, _ = ARCHES[arch]
+    target, libraries = ARCHES[arch]
     tree = Tree(os.path.join(WORK, "root", arch, image), fetch(arch), arch)
     for binary in BINARIES[image]:
-        source = os.path.join(TARGET, target, "release", binary)
+        source = os.path.join(TARGET, "released", target, binary)
         if not os.path.exists(source):
             sys.exit(f"{source} is not there: leave --skip-build out")
         tree.add(f"usr/local/bin/{binary}", source)
@@ -260,7 +247,7 @@ def look(image, arch, layout):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--arch", default="amd64,arm64", help="amd64, arm64 or both (the default)")
-    parser.add_argument("--skip-build", action="store_true", help="take the release binaries that are there")
+    parser.add_argument("--skip-build", action="store_true", help="take the released programs that are there")
     options = parser.parse_args()
     arches = options.arch.split(",")
     if not set(arches) <= set(ARCHES):
@@ -271,9 +258,9 @@ def main():
     with open(os.path.join(ROOT, "Cargo.toml")) as file:
         version = re.search(r'^version = "(.+)"', file.read(), re.MULTILINE).group(1)
     rows, wrong = [], []
+    if not options.skip_build:
+        run(sys.executable, os.path.join(ROOT, "tests/tools/release.py"), "--arch", options.arch)
     for arch in arches:
-        if not options.skip_build:
-            build(arch)
         for image in BINARIES:
             layout = Layout(make(image, arch, version))
             wrong += look(image, arch, layout)
