@@ -10,9 +10,10 @@ others are bare. The relays only move bytes: on plain epoll, with splice(2), on 
 (proxy/reactor/examples/relay.rs), and on tokio-uring. "÷relay" is against the cheapest that copies, "÷splice" against
 the one that does not.
 
-Requests are bare GETs; in the scene orders, which is measured when it is asked for, POSTs with a body and an ordinary
-client's headers. In the scene tcp every proxy passes the same requests on unread, as a relay always does. In the scenes
-h2, h1-h2 and h2-h1 clients, application (nghttpd) or both speak HTTP/2, clients with 10 streams a connection.
+Requests are bare GETs. Two scenes are measured when they are asked for: orders, POSTs with a body and an ordinary
+client's headers, and refused, GETs that each get a 429: from ours by a rate limit without a token left, from the others
+by a rule that counts nothing. In the scene tcp every proxy passes the same requests on unread, as a relay always does. In
+the scenes h2, h1-h2 and h2-h1 clients, application (nghttpd) or both speak HTTP/2, clients with 10 streams a connection.
 
 "calls/req" are system calls, counted apart from the timed runs (calls.py). All of it runs in a network of its own,
 where no sender is paced (network.py); the first line of the table names the congestion control in use.
@@ -43,7 +44,7 @@ import peers
 import report
 
 SCENES = ("small", "64k", "1m", "tcp", "h2", "h1-h2", "h2-h1", "idle")
-MORE_SCENES = ("orders",)  # when asked for
+MORE_SCENES = ("orders", "refused")  # when asked for
 FILES = {"64k": 64 << 10, "1m": 1 << 20}
 LIMIT_S = 700.0
 QUICK_LIMIT_S = 170.0
@@ -67,6 +68,9 @@ TITLES = {
     "orders-saturated": "orders saturated",
     "h2-orders": "h2 to h2 orders at 4,000 req/s",
     "h2-orders-saturated": "h2 to h2 orders saturated",
+    "refused": "429 at 4,000 req/s",
+    "refused-saturated": "429 saturated",
+    "h2-refused": "429 over h2 saturated",
     "idle": "idle, served once, one by one",
 }
 
@@ -132,6 +136,7 @@ def loads(options: argparse.Namespace, scene: str) -> dict[str, measure.Load]:
     large = measure.Load("/static/1m", few, 200, span_s)
     framed, framed_saturated = replace(steady, streams=STREAMS), replace(saturated, streams=STREAMS)
     orders = {"orders": steady, "orders-saturated": saturated, "h2-orders": framed, "h2-orders-saturated": framed_saturated}
+    refused = {"refused": steady, "refused-saturated": saturated, "h2-refused": framed_saturated}
     return {
         "small": {"small": steady, "saturated": saturated},
         "64k": {"64k": measure.Load("/static/64k", few, 1000, span_s)},
@@ -141,6 +146,7 @@ def loads(options: argparse.Namespace, scene: str) -> dict[str, measure.Load]:
         "h1-h2": {"h1-h2": steady, "h1-h2-saturated": saturated},
         "h2-h1": {"h2-h1": framed, "h2-h1-saturated": framed_saturated},
         "orders": {title: replace(load, is_order=True) for title, load in orders.items()},
+        "refused": {title: replace(load, path="/refused", status="429") for title, load in refused.items()},
     }[scene]
 
 
@@ -231,6 +237,8 @@ class Comparison:
 
     def port_of(self, peer: peers.Peer, title: str) -> int | None:
         """Where the requests of that row go; None when the peer has no such row."""
+        if title in report.REFUSED and peer.kind == "relay":
+            return None
         if title in report.OPAQUE:
             return peer.tcp_port
         if title in report.FRAMED:

@@ -41,6 +41,7 @@ class Load:
     span_s: float
     streams: int = 0  # at once on each connection, over HTTP/2; 0: HTTP/1.1
     is_order: bool = False  # POST with a body and an ordinary client's headers, instead of a bare GET
+    status: str = "200"  # what every answer is to have
 
 
 @dataclass(frozen=True)
@@ -166,8 +167,8 @@ def core_busy_s(core: int) -> float:
 
 
 def send(port: int, load: Load, core: int, log: Path, under: Sequence[str] = ()) -> list[tuple[bool, int]]:
-    """Runs the load, `under` a command that watches; of every request, whether it was answered with 200 and how long
-    it took."""
+    """Runs the load, `under` a command that watches; of every request, whether it was answered as it is to be and how
+    long it took."""
     log.unlink(missing_ok=True)
     version = [f"-m{load.streams}"] if load.streams else ["--h1"]
     command = [*under, find("h2load") or "h2load", *version, "-t1", f"-c{load.connections}"]
@@ -190,7 +191,7 @@ def send(port: int, load: Load, core: int, log: Path, under: Sequence[str] = ())
         raise RuntimeError(f"h2load ended with {done.returncode}: {done.stdout.decode(errors='replace')[-1000:]}")
     lines = (line.split("\t") for line in log.read_text().splitlines())
     # h2load reads 0 where a status line has no reason phrase, as HAProxy's of an answer that came in HTTP/2; -1 is a failure.
-    return [(fields[1] in ("200", "0"), int(fields[2])) for fields in lines if len(fields) == 3]
+    return [(fields[1] in (load.status, "0"), int(fields[2])) for fields in lines if len(fields) == 3]
 
 
 def quantile(ordered: list[int], share: float) -> int:

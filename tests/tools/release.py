@@ -21,7 +21,7 @@ ARCHES = {
 }
 HOST = {"x86_64": "amd64", "aarch64": "arm64"}.get(os.uname().machine)
 LOADS = {"nginx": "nginx-light", "h2load": "nghttp2-client", "nghttpd": "nghttp2-server"}
-SCENES = ("small", "64k", "1m", "tcp", "h2", "h1-h2", "h2-h1", "orders", "idle")
+SCENES = ("small", "64k", "1m", "tcp", "h2", "h1-h2", "h2-h1", "orders", "refused", "idle")
 # Each driver is started twice: for connections at rest, and for the loads.
 RUNS = 4
 
