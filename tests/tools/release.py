@@ -66,8 +66,9 @@ def cargo(arch, flags, *packages):
         name = target.replace("-", "_")
         environment[f"CARGO_TARGET_{name.upper()}_LINKER"] = linker
         environment[f"CC_{name}"] = linker
-        run("rustup", "target", "add", target)
-    environment["RUSTFLAGS"] = " ".join([environment.get("RUSTFLAGS", ""), *flags]).strip()
+        run("rustup", "target", "add", target, stdout=sys.stderr)
+    # Not RUSTFLAGS, which are split at spaces: a path may have one.
+    environment["CARGO_ENCODED_RUSTFLAGS"] = "\x1f".join([*environment.pop("RUSTFLAGS", "").split(), *flags])
     named = [word for package in packages for word in ("-p", package)]
     run("cargo", "build", "--release", "--locked", "--target", target, *named, "--bins", env=environment)
     return os.path.join(TARGET, target, "release")
