@@ -4,10 +4,10 @@ CARGO ?= cargo
 ARGS ?=
 RELEASE ?=
 .DEFAULT_GOAL := help
-.PHONY: help run check fmt clippy doc deny layout test interop interop-peers fuzz-smoke chart images release bench bench-micro
+.PHONY: help run check fmt clippy doc deny layout test interop interop-peers fuzz-smoke chart images release test-released bench bench-micro
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: ## the flash-sale shop: a mesh of real processes under load (ARGS=--stay keeps it up)
 	@$(CARGO) build --workspace --bins --locked
@@ -82,6 +82,13 @@ RELEASE_PEERS = h2load:nghttp2-client nghttpd:nghttp2-server nginx:nginx-light
 release: ## the programs as they are released: the proxy optimised by a profile of a load (RELEASE=--plain: without)
 	@$(MAKE) --no-print-directory interop-peers PEERS="$(RELEASE_PEERS)"
 	python3 tests/tools/release.py $(RELEASE)
+
+test-released: ## the scenarios of `make test`, through the proxy as `make release` left it (ARGS=attack_)
+	$(CARGO) build --workspace --bins --locked
+	@target="$$(realpath "$${CARGO_TARGET_DIR:-target}")" && tried="$$target/released/tried" && \
+	  rm -rf "$$tried" && mkdir -p "$$tried" && ln -s "$$target"/debug/outrigger* "$$tried" && \
+	  ln -sf "$$target/released/$$(uname -m)-unknown-linux-gnu/outrigger-proxy" "$$tried" && \
+	  OUTRIGGER_BIN_DIR="$$tried" $(CARGO) test --workspace --locked --test scenario -- $(ARGS)
 
 # Not a gate: figures depend on the machine. --install brings Debian's peers when run as root.
 bench: ## side by side with HAProxy, nginx, Envoy and bare relays (ARGS="--quick --scene small")
