@@ -83,12 +83,11 @@ release: ## the programs as they are released: the proxy optimised by a profile 
 	@$(MAKE) --no-print-directory interop-peers PEERS="$(RELEASE_PEERS)"
 	python3 tests/tools/release.py $(RELEASE)
 
-test-released: ## the scenarios of `make test`, through the proxy as `make release` left it (ARGS=attack_)
+test-released: ## the scenarios of `make test`, through what `make release` left (ARGS=attack_)
 	$(CARGO) build --workspace --bins --locked
-	@target="$$(realpath "$${CARGO_TARGET_DIR:-target}")" && tried="$$target/released/tried" && \
-	  rm -rf "$$tried" && mkdir -p "$$tried" && ln -s "$$target"/debug/outrigger* "$$tried" && \
-	  ln -sf "$$target/released/$$(uname -m)-unknown-linux-gnu/outrigger-proxy" "$$tried" && \
-	  OUTRIGGER_BIN_DIR="$$tried" $(CARGO) test --workspace --locked --test scenario -- $(ARGS)
+	@target="$$(realpath "$${CARGO_TARGET_DIR:-target}")" && released="$$target/released/$$(uname -m)-unknown-linux-gnu" && \
+	  { test -x "$$released/outrigger-proxy" || { echo "$$released/outrigger-proxy is not there: run \`make release\`"; exit 1; }; } && \
+	  OUTRIGGER_BIN_DIR="$$released:$$target/debug" $(CARGO) test --workspace --locked --test scenario -- $(ARGS)
 
 # Not a gate: figures depend on the machine. --install brings Debian's peers when run as root.
 bench: ## side by side with HAProxy, nginx, Envoy and bare relays (ARGS="--quick --scene small")

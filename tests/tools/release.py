@@ -14,14 +14,17 @@ import argparse, glob, hashlib, os, shutil, subprocess, sys, tempfile
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 TARGET = os.path.abspath(os.environ.get("CARGO_TARGET_DIR", os.path.join(ROOT, "target")))
 PROFILE = os.path.join(TARGET, "profile")
+sys.path.insert(0, os.path.join(ROOT, "tests/bench"))
+import bench, peers
 ARCHES = {
     # Debian's and OCI's word: Rust's target, the linker where this machine's will not do.
     "amd64": ("x86_64-unknown-linux-gnu", "x86_64-linux-gnu-gcc"),
     "arm64": ("aarch64-unknown-linux-gnu", "aarch64-linux-gnu-gcc"),
 }
 HOST = {"x86_64": "amd64", "aarch64": "arm64"}.get(os.uname().machine)
-LOADS = {"nginx": "nginx-light", "h2load": "nghttp2-client", "nghttpd": "nghttp2-server"}
-SCENES = ("small", "64k", "1m", "tcp", "h2", "h1-h2", "h2-h1", "orders", "refused", "idle")
+# Programs that the loads take.
+LOADS = ("nginx", "h2load", "nghttpd")
+SCENES = bench.SCENES + bench.MORE_SCENES
 # Each driver is started twice: for connections at rest, and for the loads.
 RUNS = 4
 
@@ -37,11 +40,6 @@ def run(*command, **options):
     if done.returncode:
         sys.exit(f"{' '.join(command[:6])} ...: failed ({done.returncode})")
     return done.stdout
-
-
-def find(program):
-    """A program on PATH, or where Debian puts what only root should call."""
-    return shutil.which(program, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
 
 
 def profdata():
@@ -61,7 +59,7 @@ def cargo(arch, flags, *packages):
     target, linker = ARCHES[arch]
     environment = dict(os.environ)
     if arch != HOST:
-        if not find(linker):
+        if not peers.find(linker):
             sys.exit(f"{linker} is not there: install gcc-{linker.removesuffix('-gcc')}")
         name = target.replace("-", "_")
         environment[f"CARGO_TARGET_{name.upper()}_LINKER"] = linker
@@ -76,7 +74,7 @@ def cargo(arch, flags, *packages):
 
 def trained():
     """The profile of the code as it stands; made when there is none."""
-    missing = [f"{program} ({package})" for program, package in LOADS.items() if not find(program)]
+    missing = [f"{program} ({peers.PACKAGES[program]})" for program in LOADS if not peers.find(program)]
     if missing:
         sys.exit(f"not there: {', '.join(missing)}. Install them, as `make release` does as root, or build with --plain")
     tool = profdata()

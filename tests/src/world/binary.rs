@@ -1,4 +1,5 @@
-//! Purpose: where the built binaries are: in `OUTRIGGER_BIN_DIR`, else beside the running executable.
+//! Purpose: where the built binaries are: in the folders of `OUTRIGGER_BIN_DIR`, written as in `PATH`, else beside the
+//! running executable.
 //!
 //! Errors: a binary that is not there names the command that builds it; a scenario never skips itself.
 
@@ -8,8 +9,8 @@ use std::path::PathBuf;
 
 /// The path of a built binary of this workspace.
 pub fn find(name: &str) -> io::Result<PathBuf> {
-    let folders = match env::var_os("OUTRIGGER_BIN_DIR") {
-        Some(folder) => vec![PathBuf::from(folder)],
+    let folders: Vec<_> = match env::var_os("OUTRIGGER_BIN_DIR") {
+        Some(folders) => env::split_paths(&folders).collect(),
         None => {
             let own = env::current_exe()?;
             own.ancestors().skip(1).take(2).map(PathBuf::from).collect()
