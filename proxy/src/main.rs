@@ -7,6 +7,9 @@ use outrigger_proxy::app::{self, Failure};
 use outrigger_proxy::bootstrap::{self, Settings};
 use outrigger_proxy::intercept::{self, Intercept, InterceptError};
 
+#[global_allocator]
+static ALLOCATOR: outrigger_reactor::Allocator = outrigger_reactor::Allocator;
+
 fn main() -> ExitCode {
     match run() {
         Ok(()) => ExitCode::SUCCESS,

@@ -186,6 +186,7 @@ fn configuration(upstream: SocketAddr) -> Snapshot {
         ("@FRAMED@", "4"),
         ("@BACKEND@", &port),
         ("@FRAMED_BACKEND@", &port),
+        ("@GRPC_BACKEND@", &port),
     ];
     let text = places.iter().fold(template.to_owned(), |text, (place, value)| text.replace(place, value));
     let bootstrap = bootstrap::parse(Path::new("ours.yaml"), &text).unwrap();

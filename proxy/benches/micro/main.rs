@@ -25,7 +25,8 @@ use outrigger_proxy::worker::{Shared, Worker};
 
 /// The configuration of `make bench`, converted: every policy a route can have.
 fn resources() -> Resources {
-    const PORTS: [&str; 6] = ["@ADMIN@", "@PORT@", "@TCP@", "@FRAMED@", "@BACKEND@", "@FRAMED_BACKEND@"];
+    const PORTS: [&str; 7] =
+        ["@ADMIN@", "@PORT@", "@TCP@", "@FRAMED@", "@BACKEND@", "@FRAMED_BACKEND@", "@GRPC_BACKEND@"];
     let template = include_str!("../../../tests/bench/ours.yaml").to_owned();
     let text = (1_u16..).zip(PORTS).fold(template, |text, (port, name)| text.replace(name, &port.to_string()));
     bootstrap::parse(Path::new("ours.yaml"), &text).expect("the bench's configuration is valid").resources

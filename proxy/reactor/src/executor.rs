@@ -25,6 +25,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
+use crate::allocator::{self, Keeping};
 use crate::buffers::Pool;
 use crate::driver::{Alarm, Driver, WakeEvent, Wakes};
 use crate::meters::{Counters, Meters};
@@ -322,6 +323,7 @@ impl Core {
         if self.now() >= self.trim_due.get() {
             self.trim_due.set(self.now() + TRIM_EVERY);
             self.pool.trim();
+            allocator::trim();
         }
         self.remote.drain(&mut self.ready.borrow_mut());
         self.wheel.borrow_mut().advance(self.now(), woken);
@@ -380,6 +382,7 @@ impl Runtime {
     pub fn block_on<F: Future>(&mut self, root: F) -> F::Output {
         let core = self.core.clone();
         let _entered = Entered::new(&core);
+        let _keeping = Keeping::new();
         let mut root = pin!(root);
         self.roots = self.roots.wrapping_add(1);
         let key = TaskKey { index: ROOT, generation: self.roots };

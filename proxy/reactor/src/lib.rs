@@ -20,6 +20,7 @@
 //!
 //! **Tests.** `tests/conformance.rs` runs one suite on both drivers; unit and property tests at the foot of each file.
 
+mod allocator;
 mod buffers;
 mod bufs;
 mod driver;
@@ -37,6 +38,7 @@ mod splice;
 mod tcp;
 mod timers;
 
+pub use allocator::Allocator;
 pub use buffers::Buf;
 pub use executor::{Runtime, Task, now, spawn, yield_now};
 pub use image::release_image;

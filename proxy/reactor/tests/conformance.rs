@@ -3,7 +3,11 @@
 
 mod suite;
 
-use outrigger_reactor::DriverKind;
+use outrigger_reactor::{Allocator, DriverKind};
+
+/// As the programs have it: the suite runs on kept blocks too.
+#[global_allocator]
+static ALLOCATOR: Allocator = Allocator;
 
 macro_rules! on_both {
     ($($name:ident in $room:ident),* $(,)?) => {
