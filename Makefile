@@ -4,7 +4,7 @@ CARGO ?= cargo
 ARGS ?=
 RELEASE ?=
 .DEFAULT_GOAL := help
-.PHONY: help run check fmt clippy doc deny layout test interop interop-peers fuzz-smoke chart images release test-released bench bench-micro
+.PHONY: help run check fmt clippy doc deny layout test interop interop-peers fuzz-smoke chart images release test-released bench bench-count bench-micro
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -95,6 +95,10 @@ bench: ## side by side with HAProxy, nginx, Envoy and bare relays (ARGS="--quick
 	$(CARGO) build --release --locked -p outrigger-reactor --example relay
 	$(CARGO) build --release --locked --manifest-path tests/bench/Cargo.toml --target-dir $${CARGO_TARGET_DIR:-target}/bench/build
 	python3 tests/bench/bench.py --install $(ARGS)
+
+bench-count: ## what a request takes in user space, counted by callgrind: tells builds apart (ARGS="--scene h2")
+	@$(MAKE) --no-print-directory interop-peers PEERS="$(RELEASE_PEERS) haproxy valgrind"
+	python3 tests/bench/instructions.py $(ARGS)
 
 # Built as the released programs are: cargo leaves `panic = "abort"` out for benchmarks, which costs up to a third.
 bench-micro: ## single steps: route match, pick, limiter, snapshot, heads, admission reviews (ARGS=route)

@@ -10,10 +10,11 @@ others are bare. The relays only move bytes: on plain epoll, with splice(2), on 
 (proxy/reactor/examples/relay.rs), and on tokio-uring. "÷relay" is against the cheapest that copies, "÷splice" against
 the one that does not.
 
-Requests are bare GETs. Two scenes are measured when they are asked for: orders, POSTs with a body and an ordinary
-client's headers, and refused, GETs that each get a 429: from ours by a rate limit without a token left, from the others
-by a rule that counts nothing. In the scene tcp every proxy passes the same requests on unread, as a relay always does. In
-the scenes h2, h1-h2 and h2-h1 clients, application (nghttpd) or both speak HTTP/2, clients with 10 streams a connection.
+Requests are bare GETs. Three scenes are measured when they are asked for: orders, POSTs with a body and an ordinary
+client's headers; grpc, unary calls whose answers end with a grpc-status; and refused, GETs that each get a 429: from ours
+by a rate limit without a token left, from the others by a rule that counts nothing. In the scene tcp every proxy passes the
+same requests on unread, as a relay always does. In the scenes h2, h1-h2, h2-h1 and grpc clients, application (nghttpd) or
+both speak HTTP/2, clients with 10 streams a connection.
 
 "calls/req" are system calls, counted apart from the timed runs (calls.py). All of it runs in a network of its own,
 where no sender is paced (network.py); the first line of the table names the congestion control in use.
@@ -44,7 +45,7 @@ import peers
 import report
 
 SCENES = ("small", "64k", "1m", "tcp", "h2", "h1-h2", "h2-h1", "idle")
-MORE_SCENES = ("orders", "refused")  # when asked for
+MORE_SCENES = ("orders", "refused", "grpc")  # when asked for
 FILES = {"64k": 64 << 10, "1m": 1 << 20}
 LIMIT_S = 700.0
 QUICK_LIMIT_S = 170.0
@@ -68,6 +69,8 @@ TITLES = {
     "orders-saturated": "orders saturated",
     "h2-orders": "h2 to h2 orders at 4,000 req/s",
     "h2-orders-saturated": "h2 to h2 orders saturated",
+    "grpc": "gRPC at 4,000 calls/s",
+    "grpc-saturated": "gRPC saturated",
     "refused": "429 at 4,000 req/s",
     "refused-saturated": "429 saturated",
     "h2-refused": "429 over h2 saturated",
@@ -137,6 +140,7 @@ def loads(options: argparse.Namespace, scene: str) -> dict[str, measure.Load]:
     framed, framed_saturated = replace(steady, streams=STREAMS), replace(saturated, streams=STREAMS)
     orders = {"orders": steady, "orders-saturated": saturated, "h2-orders": framed, "h2-orders-saturated": framed_saturated}
     refused = {"refused": steady, "refused-saturated": saturated, "h2-refused": framed_saturated}
+    grpc = {"grpc": framed, "grpc-saturated": framed_saturated}
     return {
         "small": {"small": steady, "saturated": saturated},
         "64k": {"64k": measure.Load("/static/64k", few, 1000, span_s)},
@@ -145,8 +149,9 @@ def loads(options: argparse.Namespace, scene: str) -> dict[str, measure.Load]:
         "h2": {"h2": framed, "h2-saturated": framed_saturated},
         "h1-h2": {"h1-h2": steady, "h1-h2-saturated": saturated},
         "h2-h1": {"h2-h1": framed, "h2-h1-saturated": framed_saturated},
-        "orders": {title: replace(load, is_order=True) for title, load in orders.items()},
+        "orders": {title: replace(load, post=measure.ORDER) for title, load in orders.items()},
         "refused": {title: replace(load, path="/refused", status="429") for title, load in refused.items()},
+        "grpc": {title: replace(load, path=peers.CALL_PATH, post=measure.CALL) for title, load in grpc.items()},
     }[scene]
 
 
@@ -170,14 +175,11 @@ class Comparison:
         self.repeat: int = options.repeat or (3 if options.quick else 5)
         self.scenes: list[str] = options.scene or list(SCENES)
         self.end = time.monotonic() + (QUICK_LIMIT_S if options.quick else LIMIT_S)
-        self.backend = peers.backend(work)
-        self.framed_backend = peers.framed_backend(work)
-        # Where there is none, the port leads nowhere and its scenes are left out.
-        ports = (self.backend.port, (self.framed_backend or self.backend).port)
-        ours = peers.ours(options.proxy, ports, work)
+        self.backends = peers.backends(work)
+        ours = peers.ours(options.proxy, self.backends, work)
         prefixes = wanted(options)
-        others, versions = peers.others(ports, work, prefixes)
-        floor = peers.relays(options.floor, options.ring_relay, self.backend.port)
+        others, versions = peers.others(self.backends, work, prefixes)
+        floor = peers.relays(options.floor, options.ring_relay, self.backends)
         self.peers = [peer for peer in [*ours, *others, *floor] if peer.name.startswith(prefixes)]
         versions = {"outrigger": peers.version([str(options.proxy), "--version"]), **versions}
         versions["h2load"] = peers.version([peers.find("h2load") or "h2load", "--version"])
@@ -187,7 +189,7 @@ class Comparison:
     def run(self) -> report.Report:
         """Measures until all is done or the time is over."""
         with ExitStack() as stack:
-            for backend in (one for one in (self.backend, self.framed_backend) if one):
+            for backend in self.backends.all():
                 stack.enter_context(measure.running(backend, self.cores[1], self.work))
             for turn in range(self.repeat):
                 for peer in self.peers:
@@ -211,7 +213,6 @@ class Comparison:
         except (RuntimeError, OSError, subprocess.TimeoutExpired) as error:
             say(f"{peer.name}: {error}")
 
-
     def measure_loads(self, peer: peers.Peer, pid: int, turn: int) -> None:
         """Every load once, and in the first turn the system calls of each, after all that is timed."""
         targets = self.targets(peer)
@@ -231,19 +232,20 @@ class Comparison:
         found: dict[tuple[int, measure.Load], list[str]] = {}
         for scene in (scene for scene in self.scenes if scene != "idle"):
             for title, load in loads(self.options, scene).items():
-                if port := self.port_of(peer, title):
+                if port := port_of(peer, title, bool(self.backends.framed)):
                     found.setdefault((port, load), []).append(title)
         return found
 
-    def port_of(self, peer: peers.Peer, title: str) -> int | None:
-        """Where the requests of that row go; None when the peer has no such row."""
-        if title in report.REFUSED and peer.kind == "relay":
-            return None
-        if title in report.OPAQUE:
-            return peer.tcp_port
-        if title in report.FRAMED:
-            return peer.framed_port if self.framed_backend else None
-        return peer.port if title not in report.UNFRAMED or peer.framed_port else None
+
+def port_of(peer: peers.Peer, title: str, is_framed: bool) -> int | None:
+    """Where the requests of that row go; None when the peer has no such row, or nothing speaks HTTP/2 behind it."""
+    if title in report.REFUSED and peer.kind == "relay":
+        return None
+    if title in report.OPAQUE:
+        return peer.tcp_port
+    if title in report.FRAMED:
+        return peer.framed_port if is_framed else None
+    return peer.port if title not in report.UNFRAMED or peer.framed_port else None
 
 
 def shown() -> str:

@@ -13,21 +13,35 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Iterator, Sequence
 
-from peers import FRAMED_BACKEND, Peer, find
+from peers import FRAMED_BACKEND, MESSAGE, Peer, find
 
 START_S = 15.0
 STOP_S = 5.0
 WARM_S = 0.3
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
-# What an order comes with: the headers of an ordinary client, and a body of this size.
-ORDER_BYTES = 1500
-ORDER_HEADERS = (
-    "accept: application/json",
-    "authorization: Bearer 4d8f5e0c2b7a4961a3f0c6de7b81925f",
-    "content-type: application/json",
-    "cookie: session=7f3a9c0de1b24586; theme=dark",
-    "idempotency-key: 8c1f0b8e-3d52-4c7a-9e61-b20f4a7d9c35",
-    "user-agent: shop/1.0",
+
+
+@dataclass(frozen=True)
+class Post:
+    """What a POST comes with, where a bare GET would not do."""
+
+    body: bytes
+    headers: tuple[str, ...]
+
+
+ORDER = Post(
+    b"o" * 1500,
+    (
+        "accept: application/json",
+        "authorization: Bearer 4d8f5e0c2b7a4961a3f0c6de7b81925f",
+        "content-type: application/json",
+        "cookie: session=7f3a9c0de1b24586; theme=dark",
+        "idempotency-key: 8c1f0b8e-3d52-4c7a-9e61-b20f4a7d9c35",
+        "user-agent: shop/1.0",
+    ),
+)
+CALL = Post(
+    MESSAGE, ("content-type: application/grpc", "te: trailers", "grpc-timeout: 15S", "user-agent: grpc-go/1.83.1")
 )
 
 
@@ -40,7 +54,7 @@ class Load:
     rate: int | None
     span_s: float
     streams: int = 0  # at once on each connection, over HTTP/2; 0: HTTP/1.1
-    is_order: bool = False  # POST with a body and an ordinary client's headers, instead of a bare GET
+    post: Post | None = None  # a bare GET without
     status: str = "200"  # what every answer is to have
 
 
@@ -174,10 +188,10 @@ def send(port: int, load: Load, core: int, log: Path, under: Sequence[str] = ())
     command = [*under, find("h2load") or "h2load", *version, "-t1", f"-c{load.connections}"]
     command += [f"-D{round(load.span_s * 1000)}ms"]
     command += [f"--rps={load.rate / load.connections}"] if load.rate else []
-    if load.is_order:
-        order = log.with_name("order.json")
-        order.write_text("o" * ORDER_BYTES)
-        command += ["-d", str(order), *(word for header in ORDER_HEADERS for word in ("-H", header))]
+    if load.post:
+        body = log.with_name("body")
+        body.write_bytes(load.post.body)
+        command += ["-d", str(body), *(word for header in load.post.headers for word in ("-H", header))]
     command += [f"--log-file={log}", f"http://127.0.0.1:{port}{load.path}"]
     done = subprocess.run(
         command,

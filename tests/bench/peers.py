@@ -23,6 +23,9 @@ PACKAGES = {"nginx": "nginx-light", "haproxy": "haproxy", "h2load": "nghttp2-cli
 STREAM_MODULE = Path("/usr/lib/nginx/modules/ngx_stream_module.so")
 STREAM_PACKAGE = "libnginx-mod-stream"
 FRAMED_BACKEND = "framed backend"
+CALL_PATH = "/shop.Orders/Place"
+# A message of gRPC, both ways: not compressed, its length, and so many bytes.
+MESSAGE = b"\0" + SMALL_BYTES.to_bytes(4, "big") + b"c" * SMALL_BYTES
 
 
 @dataclass(frozen=True)
@@ -86,42 +89,63 @@ def render(template: str, work: Path, **values: object) -> Path:
     return path
 
 
-def backend(work: Path) -> Peer:
-    """The application that every proxy forwards to."""
+@dataclass(frozen=True)
+class Backends:
+    """The applications that every proxy forwards to."""
+
+    plain: Peer
+    framed: list[Peer]  # spoken to in HTTP/2: the same bytes, and gRPC; none without nghttpd
+
+    def all(self) -> list[Peer]:
+        """Each of them."""
+        return [self.plain, *self.framed]
+
+    def values(self) -> dict[str, int]:
+        """Their ports for a configuration; where one is not there, one that its scenes are not sent to."""
+        framed, grpc = (peer.port for peer in self.framed or [self.plain] * 2)
+        return {"BACKEND": self.plain.port, "FRAMED_BACKEND": framed, "GRPC_BACKEND": grpc}
+
+
+def backends(work: Path) -> Backends:
+    """nginx, and nghttpd where it is here."""
     nginx = find("nginx")
     if not nginx or not find("h2load"):
         sys.exit("nginx (the backend) and h2load (the load) are needed: apt-get install nginx-light nghttp2-client")
     port = free_port()
     config = render("backend.conf", work, PORT=port, SMALL="o" * SMALL_BYTES)
-    return Peer("backend", [nginx, "-c", str(config)], port, "backend")
-
-
-def framed_backend(work: Path) -> Peer | None:
-    """The application that is spoken to in HTTP/2: the same bytes, from nghttpd."""
+    plain = Peer("backend", [nginx, "-c", str(config)], port, "backend")
     nghttpd = find("nghttpd")
     if not nghttpd:
         print("nghttpd: not here (package nghttp2-server), nothing is sent on in HTTP/2", file=sys.stderr)
-        return None
-    folder, port = work / "framed", free_port()
+        return Backends(plain, [])
+    folder = work / "framed"
     folder.mkdir(mode=0o755)
     (folder / "index.html").write_text("o" * SMALL_BYTES)
-    command = [nghttpd, "--no-tls", "-n1", "-a", "127.0.0.1", "-d", str(folder), str(port)]
-    return Peer("framed backend", command, port, FRAMED_BACKEND)
+    call = folder / CALL_PATH.lstrip("/")
+    call.parent.mkdir(mode=0o755)
+    call.write_bytes(MESSAGE)
+    kinds: dict[str, list[str]] = {"framed backend": [], "grpc backend": ["--trailer=grpc-status: 0"]}
+    framed = []
+    for name, options in kinds.items():
+        port = free_port()
+        command = [nghttpd, "--no-tls", "-n1", "-a", "127.0.0.1", "-d", str(folder), *options, str(port)]
+        framed.append(Peer(name, command, port, FRAMED_BACKEND))
+    return Backends(plain, framed)
 
 
-def ours(proxy: Path, backend_ports: tuple[int, int], work: Path) -> list[Peer]:
+def ours(proxy: Path, behind: Backends, work: Path) -> list[Peer]:
     """Our proxy on both drivers, every policy on."""
     found = []
     for driver in ("uring", "epoll"):
         port, tcp, framed, admin = free_port(), free_port(), free_port(), free_port()
         values = {"PORT": port, "TCP": tcp, "FRAMED": framed, "ADMIN": admin}
-        config = render("ours.yaml", work, **values, BACKEND=backend_ports[0], FRAMED_BACKEND=backend_ports[1])
+        config = render("ours.yaml", work, **values, **behind.values())
         command = [str(proxy), "-c", str(config), "--workers", "1", "--io", driver, "--log-level", "error"]
         found.append(Peer(f"outrigger {driver}", command, port, "ours", tcp, framed, admin))
     return found
 
 
-def others(backend_ports: tuple[int, int], work: Path, prefixes: tuple[str, ...]) -> tuple[list[Peer], dict[str, str]]:
+def others(behind: Backends, work: Path, prefixes: tuple[str, ...]) -> tuple[list[Peer], dict[str, str]]:
     """The other proxies that are here and whose name begins so, and their versions."""
     found, versions = [], {}
     envoy = find_envoy() if "envoy".startswith(prefixes) else None
@@ -139,8 +163,8 @@ def others(backend_ports: tuple[int, int], work: Path, prefixes: tuple[str, ...]
             continue
         port, tcp, framed = free_port(), free_port(), free_port()
         values = {"PORT": port, "TCP": tcp, "FRAMED": framed}
-        config = render(template, work, **values, BACKEND=backend_ports[0], FRAMED_BACKEND=backend_ports[1])
-        has_tcp = name != "nginx" or with_stream(work, port, tcp, backend_ports[0])
+        config = render(template, work, **values, **behind.values())
+        has_tcp = name != "nginx" or with_stream(work, port, tcp, behind.plain.port)
         # nginx chooses a version by port and sends nothing on in HTTP/2.
         framed_port = framed if name != "nginx" else None
         command = [program, *options, str(config)]
@@ -158,9 +182,9 @@ def with_stream(work: Path, port: int, tcp: int, backend_port: int) -> bool:
     return True
 
 
-def relays(floor: Path, ring: Path, backend_port: int) -> list[Peer]:
+def relays(floor: Path, ring: Path, behind: Backends) -> list[Peer]:
     """The floors: plain epoll, splice, tokio-uring, and our own runtime with nothing but copying on it."""
-    upstream = f"127.0.0.1:{backend_port}"
+    upstream = f"127.0.0.1:{behind.plain.port}"
     known = [
         ("relay epoll", floor / "relay-epoll", []),
         ("relay splice", floor / "relay-splice", []),

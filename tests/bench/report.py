@@ -12,7 +12,9 @@ RELAY, SPLICE = "relay", "splice"
 SPLICE_RELAY = "relay splice"
 BODIES = ("64k", "1m", "tcp-1m")  # rows where moving without copying can pay
 # Rows whose requests leave in HTTP/2.
-FRAMED = ("h2", "h2-saturated", "h1-h2", "h1-h2-saturated", "h2-orders", "h2-orders-saturated", "h2-refused")
+FRAMED = (
+    "h2", "h2-saturated", "h1-h2", "h1-h2-saturated", "h2-orders", "h2-orders-saturated", "h2-refused", "grpc", "grpc-saturated"
+)  # fmt: skip
 UNFRAMED = ("h2-h1", "h2-h1-saturated")  # rows whose requests come in HTTP/2 and leave in HTTP/1
 REFUSED = ("refused", "refused-saturated", "h2-refused")  # rows that only what reads requests can have
 OPAQUE = ("tcp", "tcp-saturated", "tcp-1m")  # rows for the listener that passes bytes on unread
