@@ -304,6 +304,11 @@ pub struct FaultHeader<'a> {
     epoch: u64,
 }
 
+/// Would end the name, or the header.
+fn is_unsafe(c: char) -> bool {
+    !c.is_ascii_graphic() || c == ';'
+}
+
 impl fmt::Display for FaultHeader<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let kind = self.fault.kind;
@@ -311,9 +316,11 @@ impl fmt::Display for FaultHeader<'_> {
         for (key, name) in [("cluster", &self.fault.cluster), ("rule", &self.fault.rule)] {
             if let Some(name) = name {
                 write!(f, "; {key}=")?;
-                for c in name.chars() {
-                    let safe = c.is_ascii_graphic() && c != ';';
-                    fmt::Write::write_char(f, if safe { c } else { '_' })?;
+                // Piece by piece, for nearly every name is one: a character at a time took a fifth of a refusal.
+                for piece in name.split_inclusive(is_unsafe) {
+                    let safe = piece.trim_end_matches(is_unsafe);
+                    f.write_str(safe)?;
+                    f.write_str(if safe.len() < piece.len() { "_" } else { "" })?;
                 }
             }
         }
@@ -362,8 +369,7 @@ mod tests {
         let fault = Fault::new(Kind::NoCluster).with_cluster("a\r\nb; é".into());
         assert_eq!(
             fault.header(1).to_string(),
-            "side=local; stage=route; kind=no-cluster; cluster=a__b____; retry=safe; epoch=1"
-                .replace("a__b____", "a__b___")
+            "side=local; stage=route; kind=no-cluster; cluster=a__b___; retry=safe; epoch=1"
         );
     }
 }
