@@ -2,9 +2,9 @@
 """Instructions a request takes in each proxy's own code, where the machine has no counter for them.
 
 Time on a shared machine differs by a tenth from run to run, so that a change of a few percent cannot be told from noise.
-Instructions can be counted: callgrind runs the proxy in its own machine, and the same code counts the same to within a percent.
-It counts neither the kernel's part nor what a cache miss costs, and slows the proxy some fifty times, which finds more
-work at each wait than it would in life. So this tells two builds apart, and says little about two programs.
+Instructions can be counted: callgrind runs the proxy on a machine that it plays itself, and one build counts the same to
+within two percent. It counts neither the kernel's part nor what a cache miss costs, and slows the proxy some fifty times,
+which finds more work at each wait than it would in life. So this tells two builds apart, and says little about two programs.
 
 Ours runs on epoll, since what io_uring does callgrind does not know. Of each proxy and row, the ten functions that count most
 are in the JSON.
@@ -16,6 +16,7 @@ import argparse
 import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -153,6 +154,7 @@ def table(found: dict[str, dict[str, Counter[str]]]) -> str:
 def main() -> None:
     """Counts, and prints."""
     options = arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
     network.enter()
     work = Path(tempfile.mkdtemp(prefix="outrigger-bench-"))
     try:
