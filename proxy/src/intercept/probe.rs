@@ -151,9 +151,12 @@ fn captured(listener: &Socket, to: SocketAddr, deadline: Instant) -> Came {
             break;
         }
         let Ok((accepted, from)) = listener.accept() else { continue };
-        // Others may have been waiting there: ours is the one from our own port.
-        if from.as_socket().is_some_and(|from| from == own) {
-            let came = original(&accepted, to);
+        let came = original(&accepted, to);
+        // Others may have been waiting there: ours is the one from our own port. Connections from one port to two
+        // destinations are alike once both are brought here, so the kernel gives the second another port.
+        let is_ours =
+            from.as_socket().is_some_and(|from| from == own || (from.ip() == own.ip() && matches!(came, Came::Here)));
+        if is_ours {
             // Who ends first keeps the connection's port for a minute: that must not be the proxy's.
             drop(stream);
             return came;
