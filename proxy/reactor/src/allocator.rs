@@ -7,8 +7,8 @@
 //! what it frees, so a block needs no search. A program makes it its global allocator.
 //!
 //! **Limits.** Only threads inside of [`Runtime::block_on`](crate::Runtime::block_on) keep blocks, each
-//! [`KEPT_BYTES`] at most; when for a second none was of use, [`TRIMMED`] of them a second are given back. A block is up to 15 bytes larger
-//! than what was asked for, above a KiB up to an eighth.
+//! [`KEPT_BYTES`] at most; when for a second none was of use, [`TRIMMED`] of them a second are given back. A block is
+//! up to 15 bytes larger than what was asked for, above a KiB up to an eighth.
 //!
 //! **Tests.** At the foot of this file; `proxy/tests/alloc.rs` counts what is asked of it.
 
@@ -26,7 +26,7 @@ const TRIMMED: usize = 1024;
 const STEP: usize = align_of::<u128>();
 const SMALL: usize = 1 << SMALL_BITS;
 const SMALL_BITS: u32 = 10;
-/// Larger requests are the system allocator's own: they are rare, and far above a mapping each.
+/// Larger requests are the system allocator's own: they are rare, and the largest a mapping each.
 const LARGE: usize = 1 << LARGE_BITS;
 const LARGE_BITS: u32 = 14;
 /// Sizes in steps, then eight to each power of two.
