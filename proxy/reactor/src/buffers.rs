@@ -31,6 +31,9 @@ thread_local! {
     static RECYCLED: RefCell<Vec<Rc<Vec<u8>>>> = const { RefCell::new(Vec::new()) };
 }
 
+/// Bytes of a block before those that are received: room for what a head gains on its way (see [`Buf::prepend`]).
+const HEADROOM: usize = 128;
+
 /// One receive buffer. Whoever holds the only `Rc` may write it.
 pub(crate) struct Block {
     id: u16,
@@ -43,11 +46,18 @@ impl Block {
         self.id
     }
 
+    /// Bytes that it receives.
     pub(crate) fn len(&self) -> usize {
-        self.bytes.len()
+        self.bytes.len() - HEADROOM
     }
 
+    /// Where they are received.
     pub(crate) fn start(&self) -> *mut u8 {
+        // SAFETY: every block is made with its headroom.
+        unsafe { self.base().add(HEADROOM) }
+    }
+
+    fn base(&self) -> *mut u8 {
         UnsafeCell::raw_get(self.bytes.as_ptr())
     }
 }
@@ -111,7 +121,7 @@ impl Pool {
             id
         });
         self.live.set(self.live.get() + 1);
-        let bytes = (0..self.block_bytes).map(|_| UnsafeCell::new(0)).collect();
+        let bytes = (0..HEADROOM + self.block_bytes).map(|_| UnsafeCell::new(0)).collect();
         Some(Rc::new(Block { id, bytes, pool: self.this.clone() }))
     }
 
@@ -282,33 +292,36 @@ impl Drop for BufferRing {
     }
 }
 
+/// What keeps the bytes of a [`Buf`] where they are.
 #[derive(Clone)]
-enum Storage {
-    Static(&'static [u8]),
+enum Owner {
+    Static,
+    /// Kept until the last slice drops; the vector grows no more.
     Built(Rc<Vec<u8>>),
     Pooled(Rc<Block>),
     /// Behind an `Rc`: it is larger than the others, and rare.
-    Shared(Rc<Bytes>),
+    Shared(#[expect(dead_code, reason = "kept for its bytes, which `start` points to")] Rc<Bytes>),
 }
 
 /// A reference-counted slice of bytes: a block of the receive pool, a built `Vec`, shared [`Bytes`], or a static. `!Send`. Clone and
 /// slice copy no byte.
 #[derive(Clone)]
 pub struct Buf {
-    storage: Storage,
-    start: usize,
-    end: usize,
+    /// The first byte. It lies beside the owner, not behind it: bytes are looked at far more often than owners change.
+    start: NonNull<u8>,
+    len: usize,
+    owner: Owner,
 }
 
 impl Buf {
     /// No bytes.
-    pub fn new() -> Self {
+    pub const fn new() -> Self {
         Self::from_static(&[])
     }
 
     /// Static bytes.
-    pub fn from_static(bytes: &'static [u8]) -> Self {
-        Self { storage: Storage::Static(bytes), start: 0, end: bytes.len() }
+    pub const fn from_static(bytes: &'static [u8]) -> Self {
+        Self { start: first_of(bytes), len: bytes.len(), owner: Owner::Static }
     }
 
     /// Fills a recycled vector, which `fill` finds empty: no allocation at steady state.
@@ -330,61 +343,104 @@ impl Buf {
         let to = match range.end_bound() {
             Bound::Included(&at) => at + 1,
             Bound::Excluded(&at) => at,
-            Bound::Unbounded => self.len(),
+            Bound::Unbounded => self.len,
         };
-        assert!(from <= to && to <= self.len(), "slice {from}..{to} of {} bytes", self.len());
+        assert!(from <= to && to <= self.len, "slice {from}..{to} of {} bytes", self.len);
         let mut part = self.clone();
-        part.start = self.start + from;
-        part.end = self.start + to;
+        part.truncate(to);
+        part.advance(from);
         part
     }
 
     /// Takes the first `at` bytes off the front and returns them. Panics when there are fewer.
     pub fn split_to(&mut self, at: usize) -> Self {
+        if at == self.len {
+            return mem::take(self);
+        }
         let front = self.slice(..at);
-        self.start += at;
+        self.advance(at);
         front
     }
 
     /// Drops the first `count` bytes. Panics when there are fewer.
     pub fn advance(&mut self, count: usize) {
-        assert!(count <= self.len(), "advance by {count} of {} bytes", self.len());
-        self.start += count;
+        assert!(count <= self.len, "advance by {count} of {} bytes", self.len);
+        // SAFETY: at most one past the last of the bytes that the owner keeps.
+        self.start = unsafe { self.start.add(count) };
+        self.len -= count;
     }
 
     /// Keeps the first `len` bytes, or all when there are fewer.
     pub fn truncate(&mut self, len: usize) {
-        self.end = self.end.min(self.start + len);
+        self.len = self.len.min(len);
     }
 
     /// True when the bytes lie in the receive pool: long-term holders copy them out.
     pub fn is_pooled(&self) -> bool {
-        matches!(self.storage, Storage::Pooled(_))
+        matches!(self.owner, Owner::Pooled(_))
+    }
+
+    /// True when the bytes were written here, not received.
+    pub(crate) fn is_built(&self) -> bool {
+        matches!(self.owner, Owner::Built(_))
+    }
+
+    /// Copies `bytes` in front of these, where the block has room there that no other slice can see; false when not.
+    pub(crate) fn prepend(&mut self, bytes: &[u8]) -> bool {
+        let Owner::Pooled(block) = &self.owner else { return false };
+        let room = self.start.as_ptr().addr() - block.base().addr();
+        if room < bytes.len() || Rc::strong_count(block) != 1 {
+            return false;
+        }
+        // SAFETY: the room lies in the block before `start`. This is the block's only `Rc`, so that nobody else reads or
+        // writes it, and `bytes` lie elsewhere.
+        unsafe {
+            self.start = self.start.sub(bytes.len());
+            self.start.copy_from_nonoverlapping(NonNull::from(bytes).cast(), bytes.len());
+        }
+        self.len += bytes.len();
+        true
     }
 
     pub(crate) fn pooled(block: Rc<Block>, len: usize) -> Self {
         debug_assert!(len <= block.len());
-        let end = len.min(block.len());
-        Self { storage: Storage::Pooled(block), start: 0, end }
+        let len = len.min(block.len());
+        // SAFETY: a block lies at an address, even one of no bytes.
+        let start = unsafe { NonNull::new_unchecked(block.start()) };
+        Self { start, len, owner: Owner::Pooled(block) }
     }
 
     pub(crate) fn built(bytes: Rc<Vec<u8>>) -> Self {
-        let end = bytes.len();
-        Self { storage: Storage::Built(bytes), start: 0, end }
+        Self { start: first_of(&bytes), len: bytes.len(), owner: Owner::Built(bytes) }
     }
+}
+
+/// Where bytes start; dangling for none, which reading none allows.
+const fn first_of(bytes: &[u8]) -> NonNull<u8> {
+    // SAFETY: a reference is not null.
+    unsafe { NonNull::new_unchecked(bytes.as_ptr().cast_mut()) }
 }
 
 impl Drop for Buf {
     fn drop(&mut self) {
-        match mem::replace(&mut self.storage, Storage::Static(&[])) {
-            Storage::Static(_) | Storage::Shared(_) => {}
-            Storage::Built(bytes) => recycle(bytes),
-            Storage::Pooled(block) => {
-                if Rc::strong_count(&block) == 1
-                    && let Some(pool) = block.pool.upgrade()
-                {
-                    pool.give(block);
-                }
+        match mem::replace(&mut self.owner, Owner::Static) {
+            Owner::Static => {}
+            owner => part_with(owner),
+        }
+    }
+}
+
+/// In one place: slices are dropped in a hundred.
+#[inline(never)]
+fn part_with(owner: Owner) {
+    match owner {
+        Owner::Static | Owner::Shared(_) => {}
+        Owner::Built(bytes) => recycle(bytes),
+        Owner::Pooled(block) => {
+            if Rc::strong_count(&block) == 1
+                && let Some(pool) = block.pool.upgrade()
+            {
+                pool.give(block);
             }
         }
     }
@@ -411,16 +467,9 @@ impl Deref for Buf {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        match &self.storage {
-            Storage::Static(bytes) => &bytes[self.start..self.end],
-            Storage::Built(bytes) => &bytes[self.start..self.end],
-            Storage::Shared(bytes) => &bytes[self.start..self.end],
-            // SAFETY: start ≤ end ≤ block length by construction, the bytes are initialised (zeroed at allocation), and
-            // nobody writes a block that a `Buf` holds: it is published again only after the last `Buf` has dropped.
-            Storage::Pooled(block) => unsafe {
-                std::slice::from_raw_parts(block.start().add(self.start), self.end - self.start)
-            },
-        }
+        // SAFETY: `start` and `len` are a part of what the owner keeps where it is, initialised (a block is zeroed when it
+        // is allocated). Nobody writes it: a vector is changed, and a block published again, only once no `Buf` holds it.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
     }
 }
 
@@ -444,20 +493,19 @@ impl From<Vec<u8>> for Buf {
 
 impl From<Bytes> for Buf {
     fn from(bytes: Bytes) -> Self {
-        let end = bytes.len();
-        Self { storage: Storage::Shared(Rc::new(bytes)), start: 0, end }
+        Self { start: first_of(&bytes), len: bytes.len(), owner: Owner::Shared(Rc::new(bytes)) }
     }
 }
 
 impl fmt::Debug for Buf {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let storage = match self.storage {
-            Storage::Static(_) => "static",
-            Storage::Built(_) => "built",
-            Storage::Pooled(_) => "pooled",
-            Storage::Shared(_) => "shared",
+        let owner = match self.owner {
+            Owner::Static => "static",
+            Owner::Built(_) => "built",
+            Owner::Pooled(_) => "pooled",
+            Owner::Shared(_) => "shared",
         };
-        write!(f, "Buf({storage}, {} bytes)", self.len())
+        write!(f, "Buf({owner}, {} bytes)", self.len)
     }
 }
 
@@ -532,8 +580,8 @@ mod tests {
             for (part, expected) in &parts {
                 prop_assert_eq!(&**part, &expected[..]);
             }
-            let was_pooled = buf.is_pooled();
-            prop_assert_eq!(pool.in_use(), usize::from(was_pooled));
+            let is_pooled = buf.is_pooled() || parts.iter().any(|(part, _)| part.is_pooled());
+            prop_assert_eq!(pool.in_use(), usize::from(is_pooled));
             drop(buf);
             drop(parts);
             prop_assert_eq!(pool.in_use(), 0);
@@ -567,6 +615,24 @@ mod tests {
         let mut ids: Vec<_> = again.iter().map(|block| block.id()).collect();
         ids.sort_unstable();
         assert_eq!(ids, [0, 1, 2, 3, 4], "identifiers are reused and unique");
+    }
+
+    #[test]
+    fn bytes_go_in_front_only_where_nobody_can_see() {
+        let pool = Pool::new(2, 2, 64);
+        let mut body = pooled(&pool, b"old head, body");
+        let head = body.split_to(10);
+        assert!(!body.prepend(b"new head: "), "the old one is still read");
+        drop(head);
+        assert!(body.prepend(b"a longer head: "));
+        assert_eq!(&*body, b"a longer head: body");
+        let room = HEADROOM + 10 - 15;
+        assert!(!body.prepend(&vec![b'>'; room + 1]));
+        assert!(body.prepend(&vec![b'>'; room]) && !body.prepend(b">"));
+        assert_eq!((&body[..room], &body[room..]), (&vec![b'>'; room][..], &b"a longer head: body"[..]));
+        let mut built = Buf::from(b"abc".to_vec());
+        built.advance(2);
+        assert!(!built.prepend(b"x") && built.is_built() && !body.is_built());
     }
 
     #[test]

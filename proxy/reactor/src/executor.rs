@@ -40,6 +40,8 @@ const TRIM_EVERY: Duration = Duration::from_secs(1);
 
 thread_local! {
     static CURRENT: RefCell<Option<Rc<Core>>> = const { RefCell::new(None) };
+    /// That runtime's clock, where one load finds it: it is read several times a request.
+    static TURN: Cell<Option<Instant>> = const { Cell::new(None) };
 }
 
 /// The runtime that this thread is inside of.
@@ -60,6 +62,7 @@ struct Entered {
 impl Entered {
     fn new(core: &Rc<Core>) -> Self {
         let before = CURRENT.with(|current| current.borrow_mut().replace(core.clone()));
+        TURN.set(Some(core.now()));
         Self { before }
     }
 }
@@ -67,6 +70,7 @@ impl Entered {
 impl Drop for Entered {
     fn drop(&mut self) {
         let before = self.before.take();
+        TURN.set(before.as_ref().map(|core| core.now()));
         // The thread may be ending and its slot gone already.
         let left = CURRENT.try_with(|current| mem::replace(&mut *current.borrow_mut(), before));
         drop(left);
@@ -226,6 +230,13 @@ impl Core {
         self.clock.get()
     }
 
+    /// Reads the clock. Called by whoever has entered this core.
+    fn set_clock(&self) {
+        let now = Instant::now();
+        self.clock.set(now);
+        TURN.set(Some(now));
+    }
+
     pub(crate) fn counters(&self) -> Counters {
         let meters = &self.meters;
         Counters {
@@ -319,7 +330,7 @@ impl Core {
         }
         self.meters.turns.add(1);
         let turned = self.with_driver(|driver| driver.turn(may_sleep, woken));
-        self.clock.set(Instant::now());
+        self.set_clock();
         if self.now() >= self.trim_due.get() {
             self.trim_due.set(self.now() + TRIM_EVERY);
             self.pool.trim();
@@ -389,7 +400,7 @@ impl Runtime {
         let signal = Arc::new(Signal { key, is_queued: AtomicBool::new(true), remote: core.remote.clone() });
         let waker = Waker::from(signal.clone());
         let mut woken = Vec::new();
-        core.clock.set(Instant::now());
+        core.set_clock();
         core.ready.borrow_mut().push_back(key);
         loop {
             for _ in 0..POLLS_PER_TURN {
@@ -549,6 +560,5 @@ pub async fn yield_now() {
 
 /// Time of the current loop turn: read once a turn, monotonic. Outside a runtime, the clock's time.
 pub fn now() -> Instant {
-    let turn = CURRENT.try_with(|current| current.borrow().as_ref().map(|core| core.now()));
-    turn.ok().flatten().unwrap_or_else(Instant::now)
+    TURN.get().unwrap_or_else(Instant::now)
 }

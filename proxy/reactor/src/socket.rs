@@ -17,6 +17,7 @@ use std::task::{Context, Waker};
 
 use socket2::{SockAddr, SockRef};
 
+use crate::buffers::Buf;
 use crate::bufs::Bufs;
 use crate::driver::owned;
 use crate::meters::Meters;
@@ -31,6 +32,9 @@ pub const HANDED_BYTES: usize = 16 * 1024;
 pub(crate) const GATHER: usize = 64;
 /// Slices of most gathered sends: the memory of so few is cheap to have ready.
 const FEW_SLICES: usize = 4;
+
+/// Most bytes of a head that is copied to where the body lies.
+const JOINED: usize = 1024;
 
 /// What the one who sends wants to learn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -228,6 +232,18 @@ pub(crate) struct SendSide {
 }
 
 impl SendSide {
+    /// Puts bytes at the end of the queue. A short head of ours that waits alone is moved in front of received bytes, where
+    /// there is room: one slice is sent for less than two.
+    pub(crate) fn push(&mut self, mut bytes: Buf) {
+        self.queued += bytes.len();
+        match self.queue.only_mut() {
+            Some(head) if self.committed == 0 && head.is_built() && head.len() <= JOINED && bytes.prepend(head) => {
+                *head = bytes;
+            }
+            _ => self.queue.push_back(bytes),
+        }
+    }
+
     /// Takes `count` sent bytes off the front of the queue.
     pub(crate) fn consume(&mut self, count: usize) {
         self.queued -= count;
@@ -265,7 +281,7 @@ impl SendSide {
 
     /// One call that sends from the front of the queue what the kernel has room for.
     fn gathered(&self, socket: &Socket) -> io::Result<usize> {
-        if let (1, Some(only)) = (self.queue.len(), self.queue.front()) {
+        if let Some(only) = self.queue.only() {
             return socket.with_fd(|fd| fd.send_with_flags(only, libc::MSG_NOSIGNAL));
         }
         if self.queue.len() <= FEW_SLICES {

@@ -334,8 +334,7 @@ impl TcpStream {
     pub fn queue(&self, bytes: Buf) {
         let mut send = self.socket.send.borrow_mut();
         if !bytes.is_empty() && send.error.is_none() {
-            send.queued += bytes.len();
-            send.queue.push_back(bytes);
+            send.push(bytes);
         }
     }
 
