@@ -53,6 +53,9 @@ impl HostIndex {
 
     /// The place of the virtual host in its table.
     pub(super) fn find(&self, authority: &[u8]) -> Option<usize> {
+        if self.exact.is_empty() && self.prefixes.is_empty() && self.suffixes.is_empty() {
+            return self.any.and_then(|at| usize::try_from(at).ok());
+        }
         let host = if self.ignore_port { split_port(authority).0 } else { authority };
         let mut stack = [0; STACK_BYTES];
         let found = match stack.get_mut(..host.len()) {
@@ -66,12 +69,15 @@ impl HostIndex {
         found.and_then(|at| usize::try_from(at).ok())
     }
 
-    /// `host` is turned round on the way.
+    /// `host` may be turned round on the way.
     fn find_lower(&self, host: &mut [u8]) -> Option<u32> {
         if let Some(at) = self.exact.get(&*host) {
             return Some(*at);
         }
         let prefix = longest(&self.prefixes, host);
+        if self.suffixes.is_empty() {
+            return prefix.or(self.any);
+        }
         host.reverse();
         longest(&self.suffixes, host).or(prefix).or(self.any)
     }

@@ -41,6 +41,11 @@ impl Trie {
         Self { root: build_node(&keys, 0, 0) }
     }
 
+    /// True when no path is in it.
+    pub(super) fn is_empty(&self) -> bool {
+        self.root.prefixes.is_empty() && self.root.exact.is_empty() && self.root.children.is_empty()
+    }
+
     /// Visits the places of every prefix of `path`, shortest first, then of the exact path.
     pub(super) fn walk<'t>(&'t self, path: &[u8], mut visit: impl FnMut(&'t [u32])) {
         let mut node = &self.root;

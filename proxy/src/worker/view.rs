@@ -1,8 +1,9 @@
 //! A snapshot, ready to run on one worker.
 
-use std::cell::{OnceCell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
@@ -28,6 +29,8 @@ pub struct View {
     before: RefCell<HashMap<ClusterName, Rc<Cluster>>>,
     /// One for each filter chain: those of a listener in their order, listeners sorted by name as in the snapshot.
     chains: Box<[ListenerView]>,
+    /// Place of the chain that was asked for last: requests come in runs.
+    last: Cell<usize>,
 }
 
 /// What a request needs of the filter chain that its connection came in by, found once a view.
@@ -76,6 +79,7 @@ impl View {
             clusters: RefCell::new(vec![None; snapshot.clusters().len()]),
             before: RefCell::default(),
             chains: snapshot.listeners().iter().flat_map(ListenerView::of).collect(),
+            last: Cell::new(0),
             snapshot,
         }
     }
@@ -98,10 +102,13 @@ impl View {
 
     /// The filter chains of a listener, in its order; none once the listener is gone.
     pub fn chains(&self, listener: &ListenerName) -> &[ListenerView] {
+        &self.chains[self.places_of(listener)]
+    }
+
+    fn places_of(&self, listener: &ListenerName) -> Range<usize> {
         let from = self.chains.partition_point(|chain| chain.config.name < *listener);
-        let rest = &self.chains[from..];
-        let count = rest.iter().take_while(|chain| chain.config.name == *listener).count();
-        &rest[..count]
+        let count = self.chains[from..].iter().take_while(|chain| chain.config.name == *listener).count();
+        from..from + count
     }
 
     /// The first filter chain of a listener; `None` once the listener is gone.
@@ -111,7 +118,16 @@ impl View {
 
     /// A filter chain; `None` once it is gone.
     pub fn chain(&self, id: &ChainId) -> Option<&ListenerView> {
-        self.chains(&id.listener).iter().find(|chain| chain.id.chain == id.chain)
+        match self.chains.get(self.last.get()) {
+            Some(chain) if *chain.id == *id => Some(chain),
+            _ => self.search(id),
+        }
+    }
+
+    fn search(&self, id: &ChainId) -> Option<&ListenerView> {
+        let place = self.places_of(&id.listener).find(|place| self.chains[*place].id.chain == id.chain)?;
+        self.last.set(place);
+        self.chains.get(place)
     }
 
     /// HTTP settings of a filter chain, to be kept beyond this view; `None` once the chain is gone or serves HTTP no more.
