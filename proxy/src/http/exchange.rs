@@ -7,6 +7,7 @@
 //!
 //! **Source.** Order of decisions: `docs/ARCHITECTURE.md`, "From policy to traffic".
 
+use std::mem;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
@@ -65,10 +66,10 @@ impl Downstream {
         };
         let mut lease = kept.unwrap_or_else(Lease::take);
         let Workspace { request_table, response_table, scratch } = &mut *lease;
-        self.response_table = std::mem::take(response_table);
+        mem::swap(&mut self.response_table, response_table);
         let head = request_table.view(&received.head);
         let after = self.admit((&view, listener), (Request::Http1(head), received.began), scratch).await;
-        *response_table = std::mem::take(&mut self.response_table);
+        mem::swap(&mut self.response_table, response_table);
         after
     }
 
@@ -89,9 +90,9 @@ impl Downstream {
             }
             let mut lease = Lease::take();
             let Workspace { response_table, scratch, .. } = &mut *lease;
-            self.response_table = std::mem::take(response_table);
+            mem::swap(&mut self.response_table, response_table);
             let after = self.admit((&view, listener), (Request::Http2(&head), began), scratch).await;
-            *response_table = std::mem::take(&mut self.response_table);
+            mem::swap(&mut self.response_table, response_table);
             after
         }
     }

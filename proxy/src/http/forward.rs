@@ -88,8 +88,8 @@ pub(super) struct Answered {
     pub(super) status: u16,
     /// The code of a call that ended before any message of its answer.
     pub(super) code: Option<GrpcCode>,
-    /// Its body, where that had to be looked at before it goes on.
-    pub(super) body: Option<Body>,
+    /// Its body, where that had to be looked at before it goes on. Boxed: most are not, and an answer is moved often.
+    pub(super) body: Option<Box<Body>>,
     /// The whole request was sent.
     pub(super) uploaded: bool,
     pub(super) endpoint: usize,
@@ -98,6 +98,14 @@ pub(super) struct Answered {
 }
 
 impl Answered {
+    /// Its body, which goes on from here.
+    pub(super) fn take_body(&mut self, length: BodyLength, wants_trailers: bool) -> Body {
+        match self.body.take() {
+            Some(body) => *body,
+            None => self.head.body(length, wants_trailers),
+        }
+    }
+
     /// Finds how a call ended if it has ended already: in its head, or in trailers that came with it. It waits for nothing:
     /// the client may need the head to go on.
     async fn look_for_code(&mut self, call: &mut Call, table: &ResponseTable) {
@@ -117,7 +125,7 @@ impl Answered {
                 })
                 .await;
             }
-            self.body = Some(body);
+            self.body = Some(Box::new(body));
         }
         if let Some(code) = self.code {
             call.end(code);

@@ -14,6 +14,7 @@ use http::{HeaderMap, Method, request, response};
 use crate::config::{HttpConnectionConfig, UnderscoreHeaders};
 use crate::fault::Kind;
 use crate::http1::head::parse_authority;
+use crate::http1::line::Name;
 use crate::http1::{BodyLength, RequestHead, ResponseHead, Version};
 use crate::route::RequestView;
 
@@ -143,6 +144,14 @@ impl<'a> Request<'a> {
     pub(super) fn header(self, name: &str) -> Option<&'a [u8]> {
         match self {
             Self::Http1(head) => head.header(name.as_bytes()),
+            Self::Http2(head) => head.parts.headers.get(name).map(|value| value.as_bytes()),
+        }
+    }
+
+    /// As [`Self::header`], of one that has a class: where none of it came, no line is looked at.
+    pub(super) fn known(self, class: Name, name: &str) -> Option<&'a [u8]> {
+        match self {
+            Self::Http1(head) => head.known(class).next(),
             Self::Http2(head) => head.parts.headers.get(name).map(|value| value.as_bytes()),
         }
     }

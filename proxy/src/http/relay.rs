@@ -136,13 +136,14 @@ impl Downstream {
                     true => Outgoing::Chunked,
                     false => Outgoing::Plain,
                 };
-                let body = answered.body.take().unwrap_or_else(|| answered.head.body(length, wants_trailers));
+                let body = answered.take_body(length, wants_trailers);
+                answered.head.let_go();
                 Some(Passage { body, outgoing, keep, is_tunnel: false })
             }
             Client::Http2(stream) => {
                 let received = (answered.status, answered.head.take_headers(&self.response_table, length));
                 let response = respond::relayed_response(received, length, &self.worker, forwarding);
-                let mut body = answered.body.take().unwrap_or_else(|| answered.head.body(length, true));
+                let mut body = answered.take_body(length, true);
                 body.end_queued = body.is_over();
                 stream.send = Some(stream.respond.send_response(response, body.end_queued).ok()?);
                 Some(Passage { body, outgoing: Outgoing::Plain, keep: true, is_tunnel: false })

@@ -23,6 +23,7 @@ use crate::config::{HeaderEdits, HttpConnectionConfig, Redirect};
 use crate::fault::{Fault, Kind};
 use crate::grpc::{self, GrpcCode};
 use crate::http1::edit::{self, MapHead};
+use crate::http1::line::Name;
 use crate::http1::{
     BodyLength, Connection, LocalResponse, RequestEdits, ResponseEdits, Trust, write_local_response,
     write_request_head, write_response_head,
@@ -443,7 +444,7 @@ fn upstream_target(matched: &Matched<'_>, forwarding: &Forwarding<'_>) -> Option
 
 /// At the edge every scheme but ours is the client's invention; inside the mesh it is the edge's word.
 pub(super) fn scheme(http: &HttpConnectionConfig, head: Request<'_>) -> &'static str {
-    match head.header("x-forwarded-proto") {
+    match head.known(Name::XForwardedProto, "x-forwarded-proto") {
         Some(b"https") if !http.use_remote_address => "https",
         _ => "http",
     }
@@ -455,7 +456,7 @@ pub(super) fn request_id(http: &HttpConnectionConfig, head: Request<'_>, worker:
         return None;
     }
     let replaces = http.use_remote_address && !http.preserve_request_id;
-    let has_one = head.header("x-request-id").is_some_and(|id| !id.is_empty());
+    let has_one = head.known(Name::XRequestId, "x-request-id").is_some_and(|id| !id.is_empty());
     (replaces || !has_one).then(|| uuid(worker.chance.bits(), worker.chance.bits()))
 }
 
@@ -463,16 +464,28 @@ pub(super) fn request_id(http: &HttpConnectionConfig, head: Request<'_>, worker:
 fn uuid(high: u64, low: u64) -> [u8; 36] {
     let high = (high & 0xFFFF_FFFF_FFFF_0FFF) | 0x4000;
     let low = (low & 0x3FFF_FFFF_FFFF_FFFF) | 0x8000_0000_0000_0000;
-    /// Where the two digits of each byte stand.
-    const PLACES: [usize; 16] = [0, 2, 4, 6, 9, 11, 14, 16, 19, 21, 24, 26, 28, 30, 32, 34];
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let mut text = [b'-'; 36];
-    let bytes = ((u128::from(high) << 64) | u128::from(low)).to_be_bytes();
-    for (byte, at) in bytes.into_iter().zip(PLACES) {
-        text[at] = DIGITS[usize::from(byte >> 4)];
-        text[at + 1] = DIGITS[usize::from(byte & 15)];
-    }
+    let (first, second) = (digits((high >> 32) as u32), digits(high as u32));
+    let (third, fourth) = (digits((low >> 32) as u32), digits(low as u32));
+    text[..8].copy_from_slice(&first);
+    text[9..13].copy_from_slice(&second[..4]);
+    text[14..18].copy_from_slice(&second[4..]);
+    text[19..23].copy_from_slice(&third[..4]);
+    text[24..28].copy_from_slice(&third[4..]);
+    text[28..].copy_from_slice(&fourth);
     text
+}
+
+/// Eight hexadecimal digits at once: each half byte is given a byte of its own, and each of these made a digit.
+#[inline(never)]
+fn digits(word: u32) -> [u8; 8] {
+    const ONES: u64 = u64::MAX / 255;
+    let mut halves = u64::from(word);
+    halves = ((halves << 16) | halves) & 0x0000_FFFF_0000_FFFF;
+    halves = ((halves << 8) | halves) & 0x00FF_00FF_00FF_00FF;
+    halves = ((halves << 4) | halves) & (ONES * 0x0F);
+    let is_letter = ((halves + ONES * 6) >> 4) & ONES;
+    (halves + ONES * u64::from(b'0') + is_letter * u64::from(b'a' - b'0' - 10)).to_be_bytes()
 }
 
 /// Up to five levels of edits without an allocation.
@@ -482,6 +495,8 @@ struct Levels<'a> {
 }
 
 impl<'a> Levels<'a> {
+    /// One copy for requests and responses.
+    #[inline(never)]
     fn new(none: &'a HeaderEdits, levels: [Option<&'a HeaderEdits>; 5]) -> Self {
         let mut edits = [none; 5];
         let mut count = 0;

@@ -96,6 +96,13 @@ impl AnswerHead {
         }
     }
 
+    /// Lets received bytes go, once the head has been passed on: where they lie, its new form may go.
+    pub(super) fn let_go(&mut self) {
+        if let Self::Http1(bytes) = self {
+            *bytes = Buf::new();
+        }
+    }
+
     /// The body that follows it.
     pub(super) fn body(&self, length: BodyLength, wants_trailers: bool) -> Body {
         match self {

@@ -33,11 +33,11 @@ pub struct Endpoint {
 
 #[derive(Debug)]
 struct Idle {
-    connection: Open,
+    connection: Box<Open>,
     since: Instant,
 }
 
-/// What a connection is made of; counted while it lives.
+/// What a connection is made of; counted while it lives. Boxed: it goes from hand to hand with every request.
 #[derive(Debug)]
 struct Open {
     stream: TcpStream,
@@ -100,7 +100,7 @@ pub struct Reuse {
 #[derive(Debug)]
 pub struct Connection {
     endpoint: Rc<Endpoint>,
-    open: Open,
+    open: Box<Open>,
     sent_before: u64,
 }
 
@@ -223,7 +223,8 @@ impl Connection {
         let cell = endpoint.cell.clone();
         cell.connections.fetch_add(1, Ordering::Relaxed);
         cluster_cell.connections.add(1);
-        Self { endpoint, open: Open { stream, served: 0, cell, cluster_cell, slot }, sent_before: 0 }
+        let open = Box::new(Open { stream, served: 0, cell, cluster_cell, slot });
+        Self { endpoint, open, sent_before: 0 }
     }
 
     /// The socket.
