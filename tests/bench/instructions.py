@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
-"""Instructions a request takes in each proxy's own code, where the machine has no counter for them.
+"""Instructions a request takes in each proxy's own code, and how many lines of a cache that code fills, where the machine
+has no counter for either.
 
 Time on a shared machine differs by a tenth from run to run, so that a change of a few percent cannot be told from noise.
 Instructions can be counted: callgrind runs the proxy on a machine that it plays itself, and one build counts the same to
 within two percent. It counts neither the kernel's part nor what a cache miss costs, and slows the proxy some fifty times,
 which finds more work at each wait than it would in life. So this tells two builds apart, and says little about two programs.
+At low rates the caches are cold when a request comes, and what it takes goes by the lines of code that have to be fetched.
 
 Ours runs on epoll, since what io_uring does callgrind does not know. Of each proxy and row, the ten functions that count most
 are in the JSON.
@@ -14,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import shutil
 import signal
 import subprocess
@@ -22,9 +23,9 @@ import sys
 import tempfile
 from collections import Counter
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Iterator
+from typing import Callable, Iterator
 
 import bench
 import measure
@@ -35,6 +36,19 @@ SCENES = ("small", "tcp", "h2", "h1-h2", "h2-h1", "orders", "grpc", "refused")
 WARM_S, SPAN_S = 1.0, 4.0
 CONTROL_S = 60.0
 PACKAGE = "valgrind"
+LINE_BYTES = 64
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What a request takes in a program's own code."""
+
+    functions: Counter[str]  # instructions, by function
+    lines: int  # lines of a cache whose code at least every other request runs
+
+    def instructions(self) -> int:
+        """All of them."""
+        return self.functions.total()
 
 
 def arguments() -> argparse.Namespace:
@@ -56,12 +70,13 @@ def arguments() -> argparse.Namespace:
 
 def counted(peer: peers.Peer, folder: Path) -> peers.Peer:
     """The same program under callgrind, which starts to count when it is told to."""
-    options = ["--tool=callgrind", "--instr-atstart=no", "--compress-strings=no", f"--callgrind-out-file={folder}/%p"]
+    options = ["--tool=callgrind", "--instr-atstart=no", "--dump-instr=yes", f"--callgrind-out-file={folder}/%p"]
+    options += ["--compress-strings=no", "--compress-pos=no"]
     return replace(peer, command=["valgrind", *options, *peer.command])
 
 
-def count(peer: peers.Peer, port: int, load: measure.Load, cores: tuple[int, int], work: Path) -> Counter[str]:
-    """Instructions for each request, by function."""
+def count(peer: peers.Peer, port: int, load: measure.Load, cores: tuple[int, int], work: Path) -> Counts:
+    """What each request takes."""
     with tempfile.TemporaryDirectory(dir=work) as folder:
         with measure.running(counted(peer, Path(folder)), cores[0], work) as pid:
             measure.send(port, replace(load, span_s=WARM_S), cores[1], work / "h2load.log")
@@ -72,10 +87,13 @@ def count(peer: peers.Peer, port: int, load: measure.Load, cores: tuple[int, int
         if bad or not answers:
             raise RuntimeError(f"{bad} of {len(answers)} requests for {load.path} were not answered as they are to be")
         spent: Counter[str] = Counter()
+        lines: Counter[int] = Counter()
         for profile in Path(folder).iterdir():
-            for function, instructions in functions(profile):
-                spent[function] += instructions
-    return Counter({function: round(instructions / len(answers)) for function, instructions in spent.items()})
+            for function, address, times in costs(profile):
+                spent[function] += times
+                lines[address // LINE_BYTES] = max(lines[address // LINE_BYTES], times)
+    by_function = Counter({function: round(times / len(answers)) for function, times in spent.items()})
+    return Counts(by_function, sum(times * 2 >= len(answers) for times in lines.values()))
 
 
 def tell(pid: int, state: str) -> None:
@@ -86,9 +104,9 @@ def tell(pid: int, state: str) -> None:
         raise RuntimeError(f"{' '.join(command)}: {done.stdout}{done.stderr}")
 
 
-def functions(profile: Path) -> Iterator[tuple[str, int]]:
-    """Instructions of each function itself (Valgrind manual, "Callgrind Format Specification"): lines of a position and
-    a cost, where those after `calls=` are what was called."""
+def costs(profile: Path) -> Iterator[tuple[str, int, int]]:
+    """The function, the address and how often it was run, of each instruction (Valgrind manual, "Callgrind Format
+    Specification"): lines of an address, a line of source and a cost, where those after `calls=` are what was called."""
     function, is_called = "", False
     with profile.open(errors="replace") as lines:
         for line in lines:
@@ -96,9 +114,9 @@ def functions(profile: Path) -> Iterator[tuple[str, int]]:
                 function = line[3:].strip()
             elif line.startswith("calls="):
                 is_called = True
-            elif re.match(r"[\d+*-]", line):
-                if not is_called and len(fields := line.split()) > 1:
-                    yield function, int(fields[1])
+            elif line.startswith("0x"):
+                if not is_called and len(fields := line.split()) > 2:
+                    yield function, int(fields[0], 16), int(fields[2])
                 is_called = False
 
 
@@ -109,7 +127,7 @@ def rows(scenes: list[str]) -> dict[str, measure.Load]:
     return {title: replace(load, span_s=SPAN_S) for title, load in loads.items() if not load.rate}
 
 
-def measured(options: argparse.Namespace, work: Path) -> dict[str, dict[str, Counter[str]]]:
+def measured(options: argparse.Namespace, work: Path) -> dict[str, dict[str, Counts]]:
     """Of each row, the counts of each program."""
     cores = bench.two_cores()
     behind = peers.backends(work)
@@ -119,7 +137,7 @@ def measured(options: argparse.Namespace, work: Path) -> dict[str, dict[str, Cou
         programs.append(own if len(options.proxy) == 1 else replace(own, name=str(proxy)))
     if not options.only_ours:
         programs += peers.others(behind, work, ("haproxy",))[0]
-    found: dict[str, dict[str, Counter[str]]] = {}
+    found: dict[str, dict[str, Counts]] = {}
     with ExitStack() as stack:
         for backend in behind.all():
             stack.enter_context(measure.running(backend, cores[1], work))
@@ -136,13 +154,13 @@ def measured(options: argparse.Namespace, work: Path) -> dict[str, dict[str, Cou
     return found
 
 
-def table(found: dict[str, dict[str, Counter[str]]]) -> str:
+def table(found: dict[str, dict[str, Counts]], what: str, value: Callable[[Counts], int]) -> str:
     """A line for each row, a column for each program, and what each is of the first."""
     names = list(dict.fromkeys(name for counts in found.values() for name in counts))
-    lines = [["instructions/req", *names]]
+    lines = [[what, *names]]
     for title, counts in found.items():
-        first = next(iter(counts.values())).total()
-        cells = [counts[name].total() if name in counts else 0 for name in names]
+        first = value(next(iter(counts.values())))
+        cells = [value(counts[name]) if name in counts else 0 for name in names]
         lines.append([bench.TITLES[title], *(f"{cell:,} ({cell / first:.2f})" if cell else "-" for cell in cells)])
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     return "\n".join(
@@ -166,12 +184,17 @@ def main() -> None:
         sys.exit("nothing was counted")
     if options.json:
         shown = {
-            title: {name: {"all": counts.total(), "most": dict(counts.most_common(10))} for name, counts in by.items()}
+            title: {
+                name: {"all": counts.instructions(), "lines": counts.lines, "most": dict(counts.functions.most_common(10))}
+                for name, counts in by.items()
+            }
             for title, by in found.items()
         }
         print(json.dumps(shown, indent=1))
     else:
-        print(table(found))
+        print(table(found, "instructions/req", Counts.instructions))
+        print()
+        print(table(found, "code lines/req", lambda counts: counts.lines))
 
 
 if __name__ == "__main__":
