@@ -22,7 +22,7 @@ use crate::epoll::Epoll;
 use crate::meters::Meters;
 use crate::ring::Ring;
 use crate::socket::{Direction, Notice, Socket, Step};
-use crate::{DriverKind, Options};
+use crate::{DriverKind, Options, local};
 
 /// The descriptor through which other threads end a runtime's sleep.
 pub(crate) struct WakeEvent {
@@ -99,13 +99,14 @@ pub(crate) fn owned(fd: RawFd) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// A non-blocking stream socket for `peer`'s family, TCP_NODELAY set.
+/// A non-blocking stream socket to be connected to `peer`, TCP_NODELAY set.
 pub(crate) fn stream_socket(peer: &SocketAddr) -> io::Result<OwnedFd> {
     let family = if peer.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
     let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
     // SAFETY: takes no pointer.
     let fd = owned(unsafe { libc::socket(family, kind, libc::IPPROTO_TCP) })?;
     SockRef::from(&fd).set_tcp_nodelay(true)?;
+    local::unpace_toward(SockRef::from(&fd), peer.ip());
     Ok(fd)
 }
 

@@ -63,4 +63,9 @@ impl ListenerConfig {
     pub fn is_behind_rules(&self) -> bool {
         self.direction != Direction::Unspecified && self.capture.original != OriginalDestination::Unasked
     }
+
+    /// True when all that connect to it at `address` are on this machine.
+    pub fn is_local(&self, address: SocketAddr) -> bool {
+        address.ip().is_loopback() || (self.direction == Direction::Outbound && self.is_behind_rules())
+    }
 }

@@ -76,7 +76,7 @@ impl Sockets {
                 let key = (listener.name.clone(), configured);
                 let failed = match self.bound.get_mut(&key) {
                     Some(bound) => bound.set_transparent(is_transparent).err(),
-                    None => match Bound::new(configured, is_transparent) {
+                    None => match Bound::new(configured, is_transparent, listener.is_local(configured)) {
                         Ok(bound) => {
                             self.bound.insert(key, bound);
                             changes.push(Change::Listen { listener: listener.name.clone(), configured });
@@ -120,7 +120,7 @@ impl Sockets {
 
 impl Bound {
     /// Binds without SO_REUSEPORT: a second proxy on the same address must fail, not share the traffic in silence.
-    fn new(address: SocketAddr, is_transparent: bool) -> io::Result<Self> {
+    fn new(address: SocketAddr, is_transparent: bool, is_local: bool) -> io::Result<Self> {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
         socket.set_reuse_address(true)?;
         if address.is_ipv6() {
@@ -128,6 +128,9 @@ impl Bound {
         }
         if is_transparent {
             take_any_address(&SockRef::from(&socket), true)?;
+        }
+        if is_local {
+            outrigger_reactor::unpace(SockRef::from(&socket));
         }
         socket.bind(&address.into())?;
         socket.listen(BACKLOG)?;
@@ -166,18 +169,20 @@ fn remedy(cause: &io::Error, is_transparent: bool) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Direction, HttpConnectionConfig, ListenerConfig, Protocol, Resources, RouteSource};
+    use crate::config::{
+        Direction, HttpConnectionConfig, ListenerConfig, OriginalDestination, Protocol, Resources, RouteSource,
+    };
     use std::sync::Arc;
+
+    fn listener(name: &str, address: SocketAddr, direction: Direction) -> ListenerConfig {
+        let http = HttpConnectionConfig::new("test", RouteSource::Named("r".into()));
+        ListenerConfig::plain(name.into(), vec![address], direction, Protocol::Http(Arc::new(http)))
+    }
 
     fn snapshot(listeners: &[(&str, SocketAddr)]) -> Snapshot {
         let mut resources = Resources::default();
         for (name, address) in listeners {
-            let config = ListenerConfig::plain(
-                (*name).into(),
-                vec![*address],
-                Direction::Unspecified,
-                Protocol::Http(Arc::new(HttpConnectionConfig::new("test", RouteSource::Named("r".into())))),
-            );
+            let config = listener(name, *address, Direction::Unspecified);
             resources.listeners.insert((*name).into(), Arc::new(config));
         }
         Snapshot::link(1, &resources).0
@@ -194,6 +199,37 @@ mod tests {
         assert_eq!(sockets.addresses(), bound);
         let (changes, _) = sockets.follow(&snapshot(&[]));
         assert!(matches!(changes[..], [Change::Unlisten { .. }]));
+    }
+
+    #[test]
+    fn connections_that_stay_on_the_machine_are_not_paced() {
+        let named = |socket: SockRef<'_>| {
+            let name = String::from_utf8(socket.tcp_congestion().unwrap()).unwrap();
+            name.trim_end_matches('\0').to_owned()
+        };
+        let machine = named(SockRef::from(&Socket::new(Domain::IPV4, Type::STREAM, None).unwrap()));
+        let control = |address: &str, direction, original| {
+            let mut config = listener("a", address.parse().unwrap(), direction);
+            config.capture.original = original;
+            let mut resources = Resources::default();
+            resources.listeners.insert("a".into(), Arc::new(config));
+            let mut sockets = Sockets::default();
+            sockets.follow(&Snapshot::link(1, &resources).0);
+            let bound = sockets.bound.into_values().next().unwrap();
+            named(SockRef::from(&bound.socket))
+        };
+        let not_paced = if machine.starts_with("bbr") { "reno".to_owned() } else { machine.clone() };
+        let (asked, unasked) = (OriginalDestination::Asked, OriginalDestination::Unasked);
+        for (address, direction, original, is_local) in [
+            ("127.0.0.1:0", Direction::Unspecified, unasked, true),
+            ("[::1]:0", Direction::Inbound, asked, true),
+            ("0.0.0.0:0", Direction::Outbound, asked, true),
+            ("0.0.0.0:0", Direction::Outbound, unasked, false),
+            ("0.0.0.0:0", Direction::Inbound, asked, false),
+        ] {
+            let expected = if is_local { &not_paced } else { &machine };
+            assert_eq!(&control(address, direction, original), expected, "{address} {direction:?}");
+        }
     }
 
     #[test]

@@ -3,13 +3,14 @@
 //! **Shape.** The control thread tells what is bound each time that changes; workers ask only of connections whose
 //! destination was found out or chosen by a client, and most of those end at the comparison of ports.
 //!
-//! **Limits.** Whether an address is this machine's is asked of the kernel by binding a UDP socket to it, which sends nothing;
-//! with the sysctl `ip_nonlocal_bind` every address is, and ports of our listeners are then refused at any.
+//! **Limits.** With the sysctl `ip_nonlocal_bind` every address is this machine's ([`is_local`]), and ports of our listeners are
+//! then refused at any.
 
-use std::net::{SocketAddr, UdpSocket};
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU16, Ordering};
 
 use arc_swap::ArcSwap;
+use outrigger_reactor::is_local;
 
 use crate::config::ListenerName;
 
@@ -42,16 +43,10 @@ impl Own {
         let bound = self.listeners.load();
         let mut at_port = bound.iter().filter(|(_, own)| own.port() == destination.port()).peekable();
         at_port.peek()?;
-        let is_local = is_local(destination);
+        let is_local = is_local(destination.ip());
         let found = at_port.find(|(_, own)| own.ip() == destination.ip() || (own.ip().is_unspecified() && is_local));
         found.map(|(name, _)| name.clone())
     }
-}
-
-/// True when the address is this machine's.
-fn is_local(mut address: SocketAddr) -> bool {
-    address.set_port(0);
-    address.ip().is_loopback() || address.ip().is_unspecified() || UdpSocket::bind(address).is_ok()
 }
 
 #[cfg(test)]
