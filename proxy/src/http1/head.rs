@@ -14,7 +14,7 @@ use crate::config::{HttpConnectionConfig, UnderscoreHeaders};
 use crate::fault::Kind;
 
 use super::framing::{BodyLength, ConnectionOptions, Framing};
-use super::line::{Cursor, Line, Name, NameSet, is_token, narrow, part, starts_with, wide};
+use super::line::{Cursor, Line, Name, NameSet, find, is_token, narrow, part, starts_with, wide};
 
 /// Empty lines tolerated before a request line.
 const LEADING_BLANK_BYTES: usize = 8;
@@ -233,7 +233,7 @@ impl RequestTable {
             Form::Asterisk | Form::Origin => {}
         }
         let tail = &target[path_at..];
-        let path_length = memchr::memchr(b'?', tail).unwrap_or(tail.len());
+        let path_length = find(b'?', tail).unwrap_or(tail.len());
         self.path = (narrow(at + path_at), narrow(at + path_at + path_length));
         if path_length < tail.len() {
             self.query = Some((narrow(at + path_at + path_length + 1), end));
@@ -297,7 +297,7 @@ pub(crate) fn parse_authority(text: &[u8]) -> Result<(), Kind> {
             (fine, port)
         }
         _ => {
-            let colon = memchr::memchr(b':', text);
+            let colon = find(b':', text);
             let name = &text[..colon.unwrap_or(text.len())];
             let fine = !name.is_empty() && name.iter().all(|&b| HOST[usize::from(b)]);
             (fine, colon.map(|colon| &text[colon + 1..]))

@@ -38,7 +38,7 @@ pub(crate) enum Name {
 }
 
 impl Name {
-    /// The class of a header name (a token), in any letter case.
+    /// The class of a header name, in any letter case: of a token, or of what has no control bytes and is to be one.
     pub(crate) fn of(name: &[u8]) -> Self {
         let found = ends(name);
         let is = |wanted| found == wanted;
@@ -68,6 +68,11 @@ impl Name {
         }
     }
 
+    /// Every byte of a name of this class is known: one without control bytes is a token.
+    fn is_spelled_out(self) -> bool {
+        !matches!(self, Self::Other | Self::Outrigger | Self::XEnvoy)
+    }
+
     /// Concerns one connection only, and is never passed on as it came.
     pub(crate) fn is_hop_by_hop(self) -> bool {
         matches!(
@@ -85,7 +90,7 @@ impl Name {
 }
 
 /// The first and the last eight bytes of a token in lower case; of a shorter one all of them. Setting the bit that makes a
-/// letter lower case makes no other byte of a token a letter, a digit or a hyphen.
+/// letter lower case makes a letter, a digit or a hyphen of no other byte but of control bytes.
 const fn ends(token: &[u8]) -> (u64, u64) {
     const LOWER: u64 = 0x2020_2020_2020_2020;
     if let (Some(first), Some(last)) = (token.first_chunk(), token.last_chunk()) {
@@ -140,9 +145,12 @@ impl Line {
     #[inline(never)]
     pub(super) fn parse(bytes: &[u8], start: usize, lf: usize) -> Option<Self> {
         let text = bytes.get(start..lf)?.strip_suffix(b"\r")?;
-        let colon = text.iter().position(|&b| !TOKEN[usize::from(b)])?;
+        let is_plain = is_plain(text);
+        let colon = find(b':', text)?;
         let (name, value) = (&text[..colon], &text[colon + 1..]);
-        if name.is_empty() || text[colon] != b':' || !is_field_value(value) {
+        let class = Name::of(name);
+        let is_name = (is_plain && class.is_spelled_out()) || is_token(name);
+        if !is_name || !(is_plain || is_field_value(value)) {
             return None;
         }
         let lead = value.iter().position(|b| !is_blank(*b)).unwrap_or(value.len());
@@ -154,7 +162,7 @@ impl Line {
             value_start: narrow(value_start),
             value_end: narrow(start + text.len() - trail),
             end: narrow(lf + 1),
-            name: Name::of(name),
+            name: class,
             is_dropped: false,
         })
     }
@@ -202,7 +210,7 @@ impl Cursor {
     #[inline(never)]
     pub(super) fn take_line(&mut self, bytes: &[u8]) -> Option<(usize, usize)> {
         let from = self.scanned.max(self.next);
-        let Some(offset) = memchr(b'\n', bytes.get(from..).unwrap_or_default()) else {
+        let Some(offset) = find(b'\n', bytes.get(from..).unwrap_or_default()) else {
             self.scanned = bytes.len();
             return None;
         };
@@ -233,22 +241,48 @@ pub(super) fn is_token(bytes: &[u8]) -> bool {
     !bytes.is_empty() && bytes.iter().all(|&b| TOKEN[usize::from(b)])
 }
 
-/// No control byte but TAB. Eight bytes at a time, the last eight perhaps twice; only what holds one is looked at
-/// byte by byte.
+/// No control byte but TAB.
 pub(super) fn is_field_value(bytes: &[u8]) -> bool {
-    let is_text = |b: &u8| (*b >= 0x20 && *b != 0x7f) || *b == b'\t';
-    let Some(last) = bytes.last_chunk() else { return bytes.iter().all(is_text) };
-    let (words, _) = bytes.as_chunks();
-    let found = words.iter().fold(controls(last), |found, word| found | controls(word));
-    found == 0 || bytes.iter().all(is_text)
+    is_plain(bytes) || bytes.iter().all(|b| (*b >= 0x20 && *b != 0x7f) || *b == b'\t')
 }
+
+/// No control byte. Eight bytes at a time, the last eight perhaps twice.
+fn is_plain(bytes: &[u8]) -> bool {
+    let Some(last) = bytes.last_chunk() else { return !bytes.iter().any(u8::is_ascii_control) };
+    let (words, _) = bytes.as_chunks();
+    words.iter().fold(controls(last), |found, word| found | controls(word)) == 0
+}
+
+/// A word with this in each byte is that times each byte.
+const ONES: u64 = u64::MAX / 255;
 
 /// Not 0 when a byte is below 0x20 or is 0x7f. Source: S. Anderson, "Bit Twiddling Hacks", hasless and haszero.
 fn controls(word: &[u8; 8]) -> u64 {
-    const ONES: u64 = u64::MAX / 255;
     let word = u64::from_ne_bytes(*word);
-    let delete = word ^ (ONES * 0x7f);
-    ((word.wrapping_sub(ONES * 0x20) & !word) | (delete.wrapping_sub(ONES) & !delete)) & (ONES * 0x80)
+    (word.wrapping_sub(ONES * 0x20) & !word & (ONES * 0x80)) | zeros(word ^ (ONES * 0x7f))
+}
+
+/// Bits of bytes that are 0, the lowest of which is right (as above, haszero).
+fn zeros(word: u64) -> u64 {
+    word.wrapping_sub(ONES) & !word & (ONES * 0x80)
+}
+
+/// Where the first `wanted` is. What is looked for in a head is most often near: eight bytes at a time are through before
+/// longer steps are made ready.
+pub(super) fn find(wanted: u8, bytes: &[u8]) -> Option<usize> {
+    const NEAR_WORDS: usize = 8;
+    let (words, rest) = bytes.as_chunks();
+    let near = words.iter().take(NEAR_WORDS).map(|word| zeros(u64::from_le_bytes(*word) ^ (ONES * u64::from(wanted))));
+    let mut at = 0;
+    for found in near {
+        if found != 0 {
+            return Some(at + found.trailing_zeros() as usize / 8);
+        }
+        at += 8;
+    }
+    let offset =
+        if words.len() > NEAR_WORDS { memchr(wanted, &bytes[at..]) } else { rest.iter().position(|b| *b == wanted) };
+    offset.map(|offset| at + offset)
 }
 
 /// Blank within a line.
@@ -330,7 +364,7 @@ mod tests {
         for (text, name) in NAMES {
             let fixed = if matches!(name, Name::XEnvoy | Name::Outrigger) { text.len() - 1 } else { text.len() };
             for at in 0..fixed {
-                for b in (0..=255_u8).filter(|b| TOKEN[usize::from(*b)]) {
+                for b in (0..=255_u8).filter(|b| !b.is_ascii_control()) {
                     let mut other = text.as_bytes().to_vec();
                     other[at] = b;
                     let is_same = other.eq_ignore_ascii_case(text.as_bytes());
@@ -351,6 +385,42 @@ mod tests {
                     value.get_mut(at).into_iter().for_each(|place| *place = b);
                     let fine = bad.is_none() || b == b'\t' || (b >= 0x20 && b != 0x7f);
                     assert_eq!(is_field_value(&value), fine, "{b:#x} at {at} of {length}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_byte_is_found_where_it_first_stands() {
+        for length in 0..100 {
+            for first in 0..=length {
+                let mut bytes = vec![b'\n' + 1; length];
+                bytes.iter_mut().step_by(3).for_each(|place| *place = b'\n' | 0x80);
+                bytes.iter_mut().skip(first).step_by(2).for_each(|place| *place = b'\n');
+                assert_eq!(find(b'\n', &bytes), (first < length).then_some(first), "{first} of {length}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_line_is_one_whatever_its_name_means() {
+        for line in ["content-length: 17", "x-content-length: 17", "te:", "x-envoy-a:\t b\t"] {
+            let colon = line.find(':').unwrap();
+            for at in 0..line.len() {
+                for b in 0..=255_u8 {
+                    let mut bytes = line.as_bytes().to_vec();
+                    bytes[at] = b;
+                    let is_fine = match at {
+                        _ if at < colon => TOKEN[usize::from(b)] || (b == b':' && at > 0),
+                        _ if at == colon => b == b':' || (TOKEN[usize::from(b)] && line[at + 1..].contains(':')),
+                        _ => !b.is_ascii_control() || b == b'\t',
+                    };
+                    bytes.extend(b"\r\n");
+                    let parsed = Line::parse(&bytes, 0, bytes.len() - 1);
+                    assert_eq!(parsed.is_some(), is_fine, "{b:#x} at {at} of {line}");
+                    let name = parsed.map(|line| line.name_in(&bytes).to_vec());
+                    let until = bytes.iter().position(|b| *b == b':').unwrap_or_default();
+                    assert!(name.is_none_or(|name| name == bytes[..until]));
                 }
             }
         }
