@@ -171,6 +171,10 @@ impl<'a> Pump<'a> {
                     Poll::Ready(Err(fault)) => return Poll::Ready(Err(PumpFault::Source(fault))),
                 }
             }
+            if self.spliceable().is_some() {
+                // What is queued goes by a call just before the splice. Handed over, the ring would have it for a turn.
+                continue;
+            }
             match self.poll_left(to, cx) {
                 Poll::Ready(Ok(())) if self.body.end_queued => return Poll::Ready(Ok(())),
                 Poll::Ready(Ok(())) if starved => return Poll::Pending,
