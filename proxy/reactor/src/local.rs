@@ -1,14 +1,17 @@
 //! **Purpose.** Addresses of this machine, and connections that do not leave it, which are not to be paced.
 //!
-//! **Shape.** Where the machine's congestion control is BBR, the kernel spreads what a connection sends over time, by a timer for each.
-//! A sidecar and its application have no link between them to be spared: their bytes only wait, and each timer costs. So sockets
-//! whose other end is on this machine are given a control that does not pace. Where the machine's does not, nothing is asked or set.
+//! **Shape.** Where the machine's congestion control is BBR, the kernel spreads what a connection sends over time, by a timer
+//! for each. A sidecar and its application have no link between them to be spared: their bytes only wait, and each timer costs.
+//! So sockets whose other end is on this machine are given a control that does not pace. Where the machine's does not, nothing
+//! is set.
 //!
 //! **Limits.** Whether an address is this machine's is asked of the kernel by binding a UDP socket to it, which sends nothing;
 //! with the sysctl `ip_nonlocal_bind` every address is. The machine's control is looked at once a process.
 //!
-//! **Source.** tcp(7), TCP_CONGESTION; `tcp_bbr.c` of Linux, which asks for pacing from the first packet on. Measured:
+//! **Source.** tcp(7), TCP_CONGESTION; `tcp_bbr.c` of Linux, which asks for pacing as a connection begins. Measured:
 //! `docs/decisions/0016-local-connections-unpaced.md`.
+//!
+//! **Tests.** At the foot; from end to end `tests/tests/veth.rs`.
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::OnceLock;
