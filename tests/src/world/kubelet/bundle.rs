@@ -73,8 +73,16 @@ pub struct Site {
     pub runtime_profile: Value,
     /// The kubelet's folder of seccomp profiles.
     pub profiles: PathBuf,
-    /// An empty folder to mount on.
-    pub root: PathBuf,
+    /// Folder of empty folders to mount on.
+    pub roots: PathBuf,
+}
+
+impl Site {
+    /// Where a container's files are mounted. Its own: the runtime makes what it mounts on, and two that start at once in one
+    /// would be in each other's way.
+    pub fn root(&self, container: &str) -> PathBuf {
+        self.roots.join(container)
+    }
 }
 
 /// The configuration of a container; refused when the kubelet would not start it, or this one cannot.
@@ -104,7 +112,7 @@ pub fn config(pod: &Value, container: &Value, site: &Site) -> Result<Value, Stri
     Ok(json!({
         "ociVersion": "1.0.2",
         "hostname": text(pod, "/metadata/name"),
-        "root": { "path": site.root, "readonly": is_read_only },
+        "root": { "path": site.root(name), "readonly": is_read_only },
         "process": {
             "terminal": false,
             "cwd": "/",

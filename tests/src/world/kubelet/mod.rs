@@ -148,7 +148,7 @@ impl Pod {
             images: installed.images.clone(),
             runtime_profile: installed.runtime_profile.clone(),
             profiles: installed.profiles.clone(),
-            root: scratch.path().join("root"),
+            roots: scratch.path().join("roots"),
         };
         let state = State {
             phase: Phase::Pending,
@@ -295,7 +295,7 @@ impl Life {
         let config = bundle::config(&self.pod, spec, &self.site).map_err(io::Error::other)?;
         let folder = self.scratch.path().join(&name);
         std::fs::create_dir_all(&folder)?;
-        std::fs::create_dir_all(&self.site.root)?;
+        std::fs::create_dir_all(self.site.root(&name))?;
         std::fs::write(folder.join("config.json"), config.to_string())?;
         let id = format!("{}-{name}", self.scratch.path().file_name().unwrap_or_default().to_string_lossy());
         let launch = crun(&["run", "-b", &folder.display().to_string(), &id]);
