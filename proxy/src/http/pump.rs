@@ -155,7 +155,7 @@ impl<'a> Pump<'a> {
 
     /// From anywhere into a socket.
     fn poll_unframed(&mut self, to: &TcpStream, cx: &mut Context<'_>) -> Poll<Result<(), PumpFault>> {
-        loop {
+        'moving: loop {
             if let Some(from) = self.spliceable() {
                 match self.poll_spliced(from, to, cx) {
                     Poll::Ready(Ok(())) => continue,
@@ -164,16 +164,16 @@ impl<'a> Pump<'a> {
             }
             let mut starved = false;
             // Everything at hand is queued before one flush: head, chunk frames and bodies leave in one gathered send.
-            while !self.body.end_queued && !starved && to.queued_bytes() < HIGH_WATER && self.spliceable().is_none() {
+            while !self.body.end_queued && !starved && to.queued_bytes() < HIGH_WATER {
                 match self.poll_queued(to, cx) {
                     Poll::Pending => starved = true,
                     Poll::Ready(Ok(())) => {}
                     Poll::Ready(Err(fault)) => return Poll::Ready(Err(PumpFault::Source(fault))),
                 }
-            }
-            if self.spliceable().is_some() {
-                // What is queued goes by a call just before the splice. Handed over, the ring would have it for a turn.
-                continue;
+                if self.spliceable().is_some() {
+                    // What is queued goes by a call just before the splice. Handed over, the ring would have it for a turn.
+                    continue 'moving;
+                }
             }
             match self.poll_left(to, cx) {
                 Poll::Ready(Ok(())) if self.body.end_queued => return Poll::Ready(Ok(())),
