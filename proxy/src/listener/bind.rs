@@ -222,7 +222,7 @@ mod tests {
         let (asked, unasked) = (OriginalDestination::Asked, OriginalDestination::Unasked);
         for (address, direction, original, is_local) in [
             ("127.0.0.1:0", Direction::Unspecified, unasked, true),
-            ("[::1]:0", Direction::Inbound, asked, true),
+            ("127.0.0.2:0", Direction::Inbound, asked, true),
             ("0.0.0.0:0", Direction::Outbound, asked, true),
             ("0.0.0.0:0", Direction::Outbound, unasked, false),
             ("0.0.0.0:0", Direction::Inbound, asked, false),
@@ -230,6 +230,9 @@ mod tests {
             let expected = if is_local { &not_paced } else { &machine };
             assert_eq!(&control(address, direction, original), expected, "{address} {direction:?}");
         }
+        // Not bound: a machine may be without IPv6.
+        let sixth = "[::1]:0".parse().unwrap();
+        assert!(listener("a", sixth, Direction::Inbound).is_local(sixth));
     }
 
     #[test]
