@@ -134,7 +134,7 @@ fn on_both(request: &str, most: u64) {
 /// holds the tail of what is larger than a loopback segment back until a delayed acknowledgement, 40 ms a request.
 fn bind() -> TcpListener {
     let socket = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    socket2::SockRef::from(&socket).set_tcp_congestion(b"reno").unwrap();
+    outrigger_reactor::unpace((&socket).into());
     socket
 }
 

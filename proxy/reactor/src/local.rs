@@ -16,7 +16,7 @@
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::OnceLock;
 
-use socket2::SockRef;
+use socket2::{SockAddr, SockRef};
 
 /// In every kernel, and whoever may make a socket may choose it.
 const UNPACED: &[u8] = b"reno";
@@ -24,6 +24,16 @@ const UNPACED: &[u8] = b"reno";
 /// True when the address is this machine's. Costs up to three system calls, which do not wait.
 pub fn is_local(ip: IpAddr) -> bool {
     ip.is_loopback() || ip.is_unspecified() || UdpSocket::bind(SocketAddr::new(ip, 0)).is_ok()
+}
+
+/// True when both ends of a connection are on this machine. Of its own addresses only: less than [`is_local`] knows, and
+/// cheaper. True of one that has no other end any more.
+pub(crate) fn stays_here(socket: &SockRef<'_>) -> bool {
+    let ip = |address: SockAddr| address.as_socket().map(|address| address.ip().to_canonical());
+    match (socket.peer_addr().map(ip), socket.local_addr().map(ip)) {
+        (Ok(Some(peer)), Ok(Some(here))) => peer == here || peer.is_loopback(),
+        _ => true,
+    }
 }
 
 /// Keeps what a socket sends from being spread over time, and what a listener's connections send. For sockets that are not

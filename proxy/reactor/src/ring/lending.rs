@@ -18,12 +18,10 @@
 
 use std::io;
 use std::mem;
-use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use socket2::SockAddr;
-
 use super::{Gather, Ring};
+use crate::local::stays_here;
 use crate::meters::Meters;
 use crate::socket::Socket;
 
@@ -64,7 +62,9 @@ impl Lending {
     /// For the peer of `socket`: bytes that stay on this machine are copied in any case.
     pub(super) fn of(socket: &Socket, meters: &Meters) -> Self {
         meters.syscalls.add(2);
-        let standing = if is_local(socket) { Standing::Off } else { Standing::Untried };
+        // A socket that is closed sends nothing that would matter.
+        let is_here = socket.with_fd(|fd| Ok(stays_here(&fd))).unwrap_or(true);
+        let standing = if is_here { Standing::Off } else { Standing::Untried };
         Self { standing, ..Self::untried() }
     }
 
@@ -176,16 +176,6 @@ impl Ring {
 /// True for errors of a lending send that the same send as a copy need not have.
 fn is_refusal(errno: i32) -> bool {
     matches!(errno, libc::EINVAL | libc::ENOBUFS | libc::ENOMEM | libc::EOPNOTSUPP)
-}
-
-fn is_local(socket: &Socket) -> bool {
-    let ip = |address: SockAddr| address.as_socket().map(|address| address.ip().to_canonical());
-    let ends = socket.with_fd(|fd| Ok((ip(fd.peer_addr()?), ip(fd.local_addr()?))));
-    match ends {
-        Ok((Some(peer), Some(here))) => peer == here || IpAddr::is_loopback(&peer),
-        // A socket that has no peer any more sends nothing that would matter.
-        Ok(_) | Err(_) => true,
-    }
 }
 
 #[cfg(test)]
