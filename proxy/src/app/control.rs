@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use outrigger_reactor::Probe;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use super::Failure;
 use super::glue::{self, Health, Phase};
@@ -27,15 +27,16 @@ use crate::stats::Registry;
 use crate::worker::Shared;
 use crate::xds::{self, XdsStatus};
 
-/// Time between two looks at ejected endpoints, at readiness and at who still sends here.
+/// Shortest time between two looks, and the time between them while something is awaited: the start, an address that cannot
+/// be bound, the end of who sends here. Otherwise the thread sleeps until endpoints may come back from ejection.
 const TICK: Duration = Duration::from_millis(100);
 /// Ticks between two attempts to bind what could not be bound.
 const REBIND_TICKS: u32 = 10;
 /// For how long after the start an address in use is tried again. The kernel takes a ring apart after its process has ended:
 /// the listening sockets of a proxy that was killed live on for some milliseconds. nginx tries five times, 500 ms apart.
 const BINDS_WITHIN: Duration = Duration::from_secs(2);
-/// Ticks without a publication after which the code that reads configuration is taken out of memory.
-const RELEASE_TICKS: u32 = 20;
+/// Time without a publication after which the code that reads configuration is taken out of memory.
+const RELEASE_AFTER: Duration = Duration::from_secs(2);
 
 /// What the control thread works with.
 pub(super) struct Control {
@@ -57,10 +58,36 @@ pub(super) struct Control {
     announced: Cell<bool>,
     /// Until when an address in use is no reason to end.
     binds_until: Instant,
-    /// Ticks since the last publication.
-    quiet: Cell<u32>,
+    due: Due,
     admin: Option<SocketAddr>,
     driver: &'static str,
+}
+
+/// What is to be done without anybody's asking.
+struct Due {
+    /// The code that reads configuration is taken out of memory.
+    release_at: Cell<Option<Instant>>,
+    /// Endpoints may come back from ejection.
+    sweep_at: Cell<Option<Instant>>,
+    /// There is a new snapshot: what is due is due at other times.
+    is_new: Notify,
+}
+
+impl Due {
+    fn after(started: Instant) -> Self {
+        Self { release_at: Cell::new(Some(started + RELEASE_AFTER)), sweep_at: Cell::new(None), is_new: Notify::new() }
+    }
+
+    /// There is a new snapshot.
+    fn begin_anew(&self, now: Instant) {
+        self.release_at.set(Some(now + RELEASE_AFTER));
+        self.sweep_at.set(Some(now));
+        self.is_new.notify_one();
+    }
+
+    fn next(&self) -> Option<Instant> {
+        [self.release_at.get(), self.sweep_at.get()].into_iter().flatten().min()
+    }
 }
 
 /// Runs the proxy to its end.
@@ -109,7 +136,7 @@ async fn control(
         unbound: RefCell::default(),
         announced: Cell::new(false),
         binds_until: started + BINDS_WITHIN,
-        quiet: Cell::new(0),
+        due: Due::after(started),
         admin: admin_socket.as_ref().and_then(|socket| socket.local_addr().ok()),
         driver: probe.driver.as_str(),
         bootstrap: bootstrap.clone(),
@@ -200,11 +227,11 @@ async fn live(control: &Rc<Control>, settings: &Settings, failed: &RefCell<Optio
     let mut terminate = signal(SignalKind::terminate()).map_err(broke)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(broke)?;
     let mut phases = control.phase.subscribe();
-    let mut ticks = tokio::time::interval(TICK);
     let mut count = 0_u32;
     let mut leaving: Option<Leaving> = None;
     let mut is_to_end = false;
-    let mut start = Some(Instant::now());
+    let mut start = (!settings.ready_deadline.is_zero()).then(Instant::now);
+    let mut next = Some(Instant::now());
     loop {
         tokio::select! {
             _ = terminate.recv() => match std::mem::replace(&mut is_to_end, true) {
@@ -212,8 +239,9 @@ async fn live(control: &Rc<Control>, settings: &Settings, failed: &RefCell<Optio
                 false => glue::begin_to_end(&control.phase),
             },
             _ = interrupt.recv() => glue::begin_drain(&control.phase),
-            _ = phases.wait_for(|phase| matches!(phase, Phase::Draining | Phase::Ended)) => {}
-            _ = ticks.tick() => {}
+            _ = phases.changed() => {}
+            () = control.due.is_new.notified() => {}
+            () = at(next) => {}
         }
         if let Some(failure) = failed.borrow_mut().take() {
             return Err(failure);
@@ -236,17 +264,29 @@ async fn live(control: &Rc<Control>, settings: &Settings, failed: &RefCell<Optio
         }
         count = count.wrapping_add(1);
         control.tick(count)?;
+        next = match leaving.is_some() || start.is_some() || control.is_awaiting() {
+            true => Some(Instant::now() + TICK),
+            false => control.due.next().map(|next| next.max(Instant::now() + TICK)),
+        };
     }
     let deadline = leaving.map_or_else(|| Instant::now() + settings.drain_time, |leaving| leaving.deadline());
     let left = *control.left.borrow();
     control.drain((deadline, left), (&mut terminate, &mut interrupt)).await
 }
 
+/// Ends at a moment, or never.
+async fn at(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment.into()).await,
+        None => pending().await,
+    }
+}
+
 impl Control {
     /// Makes a snapshot current and has its listeners served.
     fn publish(&self, snapshot: &Arc<Snapshot>) -> Result<(), Failure> {
         let previous = self.publisher.current();
-        self.quiet.set(0);
+        self.due.begin_anew(Instant::now());
         self.was_listed.set(self.was_listed.get() || leave::is_listed(snapshot, &self.bootstrap.node.addresses));
         // Before the swap: a worker that sees the snapshot finds the live state of its endpoints.
         self.shared.follow(snapshot);
@@ -349,7 +389,7 @@ impl Control {
         let readiness = self.readiness();
         if readiness.is_ready() {
             *began = None;
-        } else if !deadline.is_zero() && since.elapsed() >= deadline {
+        } else if since.elapsed() >= deadline {
             let missing = readiness.reasons().join("; ");
             tracing::error!(?deadline, "not ready in time: {missing}");
             return Err(Failure::Broke(format!("not ready within {deadline:?} (--ready-deadline): {missing}")));
@@ -357,11 +397,18 @@ impl Control {
         Ok(())
     }
 
+    /// True while there is something to look for at each tick.
+    fn is_awaiting(&self) -> bool {
+        !self.announced.get() || !self.unbound.borrow().is_empty()
+    }
+
     fn tick(&self, count: u32) -> Result<(), Failure> {
-        let snapshot = self.publisher.current();
-        self.shared.sweep(&snapshot, Instant::now());
-        self.quiet.set(self.quiet.get().saturating_add(1));
-        if self.quiet.get() == RELEASE_TICKS {
+        let (snapshot, now) = (self.publisher.current(), Instant::now());
+        if self.due.sweep_at.get().is_some_and(|at| at <= now) {
+            self.due.sweep_at.set(self.shared.sweep(&snapshot, now));
+        }
+        if self.due.release_at.get().is_some_and(|at| at <= now) {
+            self.due.release_at.set(None);
             outrigger_reactor::release_image();
         }
         // At the start somebody waits for it.

@@ -244,9 +244,10 @@ impl Ejector {
     }
 
     /// Brings back the endpoints whose time is over, and forgives the others a little. Called each
-    /// [`OutlierDetection::interval`]. With `None` (detection was switched off) all come back.
+    /// [`OutlierDetection::interval`]. With `None` (detection was switched off) all come back, and none is a member any more:
+    /// whoever still judges by the old settings ejects nothing.
     pub fn sweep(&self, config: Option<&OutlierDetection>, now_ns: u64) -> Vec<SocketAddr> {
-        let records = self.lock();
+        let mut records = self.lock();
         let mut back = Vec::new();
         for record in records.values() {
             if !record.is_ejected() {
@@ -257,6 +258,9 @@ impl Ejector {
                 record.ejected.store(false, Ordering::Relaxed);
                 back.push(record.address);
             }
+        }
+        if config.is_none() {
+            records.clear();
         }
         drop(records);
         if !back.is_empty() {

@@ -471,6 +471,7 @@ fn an_endpoint_comes_back_with_a_clean_slate() {
     assert_eq!(bench.fail(0, 2), None, "what came in while it was out does not count");
     assert!(bench.see(0, Seen::Answered(503)).is_some());
     assert_eq!(bench.ejector.sweep(None, bench.now_ns), [address(0)], "switched off: all come back at once");
+    assert_eq!(bench.fail(0, 9), None, "who still judges by the old settings ejects nothing");
 }
 
 #[test]

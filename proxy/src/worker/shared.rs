@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::{Own, ServerFirst};
 use crate::balance::Ejector;
-use crate::config::{ClusterName, Snapshot};
+use crate::config::{ClusterConfig, ClusterName, OutlierDetection, Snapshot};
 use crate::policy::{Buckets, CircuitState};
 use crate::stats::Registry;
 
@@ -87,33 +87,43 @@ impl Shared {
         self.buckets.retain(|rule, bucket| limits.contains(&(Arc::from(rule), *bucket)));
     }
 
-    /// Brings ejected endpoints back whose time is over. To be called a few times a second.
-    pub fn sweep(&self, snapshot: &Snapshot, now: Instant) {
+    /// Brings ejected endpoints back whose time is over. Gives when to call again; `None`: not before the next snapshot.
+    pub fn sweep(&self, snapshot: &Snapshot, now: Instant) -> Option<Instant> {
         let now_ns = self.since_start_ns(now);
+        let mut next_ns = None;
         for (config, _) in snapshot.clusters() {
             let Some(state) = lock(&self.clusters).get(&config.name).cloned() else { continue };
-            let interval = config.outlier.map_or(Duration::from_secs(1), |knobs| knobs.interval);
-            if !state.is_due(now_ns, interval) {
-                continue;
+            if state.is_due(config.outlier.as_ref(), now_ns) {
+                self.bring_back(config, &state, now_ns);
             }
-            let name: Arc<str> = config.name.as_str().into();
-            for address in state.ejector.sweep(config.outlier.as_ref(), now_ns) {
-                let cell = self.registry.endpoint(&name, address);
-                cell.ejected.store(false, Ordering::Relaxed);
-                cell.ejected_at_ms.store(0, Ordering::Relaxed);
-                cell.ejected_until_ms.store(0, Ordering::Relaxed);
-                tracing::info!(cluster = %config.name, %address, "endpoint returned from ejection");
+            if config.outlier.is_some() {
+                let due_ns = state.next_sweep_ns.load(Ordering::Relaxed);
+                next_ns = Some(next_ns.map_or(due_ns, |next_ns: u64| next_ns.min(due_ns)));
             }
+        }
+        next_ns.map(|next_ns| self.started + Duration::from_nanos(next_ns))
+    }
+
+    fn bring_back(&self, config: &ClusterConfig, state: &ClusterState, now_ns: u64) {
+        let name: Arc<str> = config.name.as_str().into();
+        for address in state.ejector.sweep(config.outlier.as_ref(), now_ns) {
+            let cell = self.registry.endpoint(&name, address);
+            cell.ejected.store(false, Ordering::Relaxed);
+            cell.ejected_at_ms.store(0, Ordering::Relaxed);
+            cell.ejected_until_ms.store(0, Ordering::Relaxed);
+            tracing::info!(cluster = %config.name, %address, "endpoint returned from ejection");
         }
     }
 }
 
 impl ClusterState {
-    fn is_due(&self, now_ns: u64, interval: Duration) -> bool {
+    /// Each interval; at once where detection was switched off.
+    fn is_due(&self, outlier: Option<&OutlierDetection>, now_ns: u64) -> bool {
+        let Some(knobs) = outlier else { return true };
         if now_ns < self.next_sweep_ns.load(Ordering::Relaxed) {
             return false;
         }
-        let interval = u64::try_from(interval.as_nanos()).unwrap_or(u64::MAX);
+        let interval = u64::try_from(knobs.interval.as_nanos()).unwrap_or(u64::MAX);
         self.next_sweep_ns.store(now_ns.saturating_add(interval), Ordering::Relaxed);
         true
     }

@@ -159,6 +159,20 @@ impl Process {
         kib.map(|kib| kib * 1024).ok_or_else(|| self.failure("has no VmRSS line"))
     }
 
+    /// How often its thread of this name has gone to sleep: what has nothing to do does so as often as it woke.
+    pub fn sleeps(&self, thread: &str) -> io::Result<u64> {
+        let threads = std::fs::read_dir(format!("/proc/{}/task", self.id()))?;
+        for entry in threads {
+            let text = std::fs::read_to_string(entry?.path().join("status"))?;
+            let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+            if field("Name:") == Some(thread) {
+                let count = field("voluntary_ctxt_switches:").and_then(|count| count.parse().ok());
+                return count.ok_or_else(|| self.failure("does not count how often it sleeps"));
+            }
+        }
+        Err(self.failure(&format!("has no thread {thread:?}")))
+    }
+
     /// An error that shows the log.
     pub fn failure(&self, what: &str) -> io::Error {
         io::Error::other(format!("{} (pid {}) {what}; its log:\n{}", self.label, self.id(), self.log_tail()))

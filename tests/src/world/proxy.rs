@@ -278,6 +278,14 @@ impl Proxy {
     pub fn resident_bytes(&self) -> u64 {
         self.process.resident_bytes().expect("it runs")
     }
+
+    /// How often its thread of this name has gone to sleep.
+    ///
+    /// # Panics
+    /// When it has ended, or has no such thread.
+    pub fn sleeps(&self, thread: &str) -> u64 {
+        self.process.sleeps(thread).expect("it runs")
+    }
 }
 
 /// `name=ADDR,name=ADDR`.

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use outrigger_tests::world::resource::{cluster, forward, merge, plain, route};
-use outrigger_tests::world::{Answer, Io, Proxy, ProxySetup, Upstream, wait_for};
+use outrigger_tests::world::resource::{self, CLUSTER, LISTENER, any_host, cluster, forward, merge, plain, route};
+use outrigger_tests::world::{AdsServer, Answer, Io, Proxy, ProxySetup, Upstream, wait_for};
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -97,5 +97,31 @@ on_both_drivers! {
             assert_eq!(client.get("/").unwrap().status, 500);
         }
         assert_eq!(proxy.metric("outrigger_endpoint_ejected", &[]) as u64, 2, "half of four");
+    }
+    fn detection_switched_off_brings_back_at_once(io) {
+        let (ill, is_ill) = moody();
+        let plainly = cluster("app", &[ill.address()]);
+        let outlier = json!({ "consecutive_5xx": 1, "base_ejection_time": "300s", "max_ejection_percent": 100 });
+        let watched = merge(plainly.clone(), json!({ "outlier_detection": outlier }));
+        let ads = AdsServer::start();
+        let routes = resource::table("all", vec![any_host(vec![route("/", forward("app"))])]);
+        ads.set([
+            (LISTENER, resource::listener("main", resource::http(json!({ "route_config": routes })))),
+            (CLUSTER, watched),
+        ]);
+        let proxy = Proxy::start(&ProxySetup::new(io, resource::dynamic("proxy-0", ads.address(), json!({}))));
+        let mut client = proxy.connect();
+        assert_eq!(client.get("/").unwrap().status, 500);
+        assert_eq!(proxy.metric("outrigger_endpoint_ejected", &[]) as u64, 1);
+        is_ill.store(false, Ordering::SeqCst);
+        let version = ads.set([(CLUSTER, plainly)]);
+        ads.wait_ack(CLUSTER, version);
+        wait_for("the ejected endpoint to return", Duration::from_secs(10), || {
+            match proxy.metric("outrigger_endpoint_ejected", &[]) as u64 {
+                0 => Ok(()),
+                ejected => Err(format!("{ejected} ejected")),
+            }
+        });
+        assert_eq!(client.get("/").unwrap().status, 200);
     }
 }

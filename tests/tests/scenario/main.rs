@@ -49,6 +49,7 @@ mod grpc;
 mod health;
 mod http2;
 mod http2_attacks;
+mod idle;
 mod inject;
 mod input;
 mod leave;
