@@ -10,6 +10,10 @@ use crate::buffers::{Block, Buf, Pool};
 use crate::meters::Meters;
 use crate::socket::{AHEAD_BLOCKS, End, RecvSide, Socket};
 
+/// Most bytes of the first receive where a long body is likely to follow a head, to be spliced: what of it comes with the head
+/// is copied in and out again.
+pub(crate) const HEAD_BYTES: usize = 1024;
+
 /// What a receive found.
 pub(crate) enum Received {
     /// Bytes are in the queue.
@@ -22,10 +26,12 @@ pub(crate) enum Received {
     Nothing,
 }
 
-/// Receives what is there: a block, or after a full one as much as [`AHEAD_BLOCKS`] hold.
+/// Receives what is there: a block (a head, after bulk), or after a full receive as much as [`AHEAD_BLOCKS`] hold.
 pub(crate) fn receive_now(socket: &Socket, recv: &mut RecvSide, pool: &Pool, meters: &Meters) -> Received {
     // A full read foretells another: the next one takes several blocks in one call.
-    let wanted = if recv.is_bulk { AHEAD_BLOCKS } else { 1 };
+    let is_bulk = recv.is_bulk;
+    let wanted = if is_bulk { AHEAD_BLOCKS } else { 1 };
+    let most = if recv.was_bulk && !is_bulk { HEAD_BYTES } else { usize::MAX };
     let mut blocks: [Option<Rc<Block>>; AHEAD_BLOCKS] = [const { None }; AHEAD_BLOCKS];
     for place in &mut blocks[..wanted] {
         *place = pool.take();
@@ -35,7 +41,7 @@ pub(crate) fn receive_now(socket: &Socket, recv: &mut RecvSide, pool: &Pool, met
         return Received::NoBlock;
     }
     meters.syscalls.add(1);
-    let received = recv_into(socket, &blocks);
+    let received = recv_into(socket, &blocks, most);
     let mut left = *received.as_ref().unwrap_or(&0);
     for block in blocks.into_iter().flatten() {
         if left == 0 {
@@ -44,12 +50,13 @@ pub(crate) fn receive_now(socket: &Socket, recv: &mut RecvSide, pool: &Pool, met
         }
         let filled = left.min(block.len());
         left -= filled;
-        recv.is_bulk = filled == block.len();
+        recv.is_bulk = filled == block.len().min(most);
         recv.queue.push_back(Buf::pooled(block, filled));
     }
     match received {
         Ok(0) => recv.end = Some(End::Fin),
         Ok(count) => {
+            recv.was_bulk = if is_bulk { count >= pool.block_bytes() } else { recv.was_bulk && recv.is_bulk };
             meters.recv_bytes.add(count as u64);
             return Received::Bytes;
         }
@@ -59,16 +66,16 @@ pub(crate) fn receive_now(socket: &Socket, recv: &mut RecvSide, pool: &Pool, met
     Received::End
 }
 
-/// Fills blocks in order: bytes, 0 for FIN, or the error.
-fn recv_into(socket: &Socket, blocks: &[Option<Rc<Block>>]) -> Result<usize, i32> {
+/// Fills blocks in order, each with `most` bytes: bytes, 0 for FIN, or the error.
+fn recv_into(socket: &Socket, blocks: &[Option<Rc<Block>>], most: usize) -> Result<usize, i32> {
     let mut slices = [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; AHEAD_BLOCKS];
     let mut count = 0;
     for (slice, block) in slices.iter_mut().zip(blocks.iter().flatten()) {
-        *slice = libc::iovec { iov_base: block.start().cast(), iov_len: block.len() };
+        *slice = libc::iovec { iov_base: block.start().cast(), iov_len: block.len().min(most) };
         count += 1;
     }
     loop {
-        // SAFETY: the slices are whole blocks, just taken from the pool: allocated through the call and seen by nobody else.
+        // SAFETY: the slices are blocks, just taken from the pool: allocated through the call and seen by nobody else.
         let received = unsafe {
             if count == 1 {
                 libc::recv(socket.raw(), slices[0].iov_base, slices[0].iov_len, 0)

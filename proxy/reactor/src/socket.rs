@@ -190,8 +190,7 @@ pub(crate) struct RecvSide {
     pub(crate) is_readable: bool,
     /// Ring: nothing is received ahead, the bytes are spliced.
     pub(crate) is_direct: bool,
-    /// Ring: bulk was taken by calls of its own; no more than a head should be received before it is known whether more
-    /// follows.
+    /// Bulk was taken by calls of its own; no more than a head should be received before it is known whether more follows.
     pub(crate) was_bulk: bool,
     /// The last receive filled all it was given: more is to be expected.
     pub(crate) is_bulk: bool,

@@ -207,7 +207,9 @@ impl Splice {
                 Ok(count) => {
                     (self.held, self.taken) = (count, count as u64);
                     // A head comes next, not more of the same.
-                    socket.recv.borrow_mut().is_bulk = false;
+                    let mut recv = socket.recv.borrow_mut();
+                    (recv.is_bulk, recv.was_bulk) = (false, true);
+                    drop(recv);
                     return Poll::Ready(Ok(None));
                 }
                 // The pipe is empty, so it is the socket that has nothing.

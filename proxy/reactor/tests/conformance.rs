@@ -66,6 +66,7 @@ on_both! {
     connections_beyond_the_completion_queue_get_on in limits,
     splices_without_receiving in splice,
     splices_between_receives in splice,
+    what_follows_a_splice_is_received_as_a_head in splice,
     a_splice_into_a_slow_sink_waits in splice,
     a_splice_tells_its_ends_apart in splice,
     a_dropped_splice_crosses_no_bytes in splice,

@@ -11,6 +11,7 @@ use std::task::Waker;
 use io_uring::cqueue;
 
 use super::{GATHERS_KEPT, OP_BITS, Op, Ring, WAKE};
+use crate::receive::HEAD_BYTES;
 use crate::socket::{AHEAD_BLOCKS, Arm, End, Socket};
 
 impl Ring {
@@ -129,7 +130,8 @@ impl Ring {
         match result {
             1.. => {
                 self.meters.recv_bytes.add(result as u64);
-                recv.is_bulk = result as usize == self.pool.block_bytes();
+                let most = if recv.was_bulk { HEAD_BYTES } else { self.pool.block_bytes() };
+                recv.is_bulk = result as usize >= most;
                 recv.was_bulk &= is_armed || recv.is_bulk;
                 bytes.into_iter().for_each(|bytes| recv.queue.push_back(bytes));
                 woken.extend(recv.waker.take());

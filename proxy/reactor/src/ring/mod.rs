@@ -48,7 +48,7 @@ use crate::Options;
 use crate::buffers::{BufferRing, Pool};
 use crate::driver::Wakes;
 use crate::meters::Meters;
-use crate::receive::{Received, receive_now};
+use crate::receive::{HEAD_BYTES, Received, receive_now};
 use crate::socket::{AHEAD_BLOCKS, Arm, Direction, End, GATHER, Notice, Socket, Step};
 
 const BUFFER_GROUP: u16 = 0;
@@ -378,16 +378,18 @@ impl Ring {
         let mut recv = socket.recv.borrow_mut();
         recv.arm = Arm::Armed;
         let fd = Fd(socket.raw());
+        let block_bytes = self.pool.block_bytes();
         let entry = if recv.was_bulk || (!self.is_capped && recv.is_bulk) {
             // After bulk comes a head, and then a splice as likely as not, before which a multishot would have to be
             // cancelled. Without the cap nothing else bounds a fast sender.
-            let recv = opcode::Recv::new(fd, std::ptr::null_mut(), self.pool.block_bytes() as u32);
+            let most = if recv.was_bulk { HEAD_BYTES } else { block_bytes };
+            let recv = opcode::Recv::new(fd, std::ptr::null_mut(), most as u32);
             recv.buf_group(BUFFER_GROUP).build().flags(squeue::Flags::BUFFER_SELECT)
         } else if self.is_capped {
             // The kernel ends at the first receive past the cap: up to one block more. Under memory pressure each stream
             // gets a single one.
             let blocks = if self.pool.is_pressed() { 1 } else { AHEAD_BLOCKS - 2 };
-            capped(opcode::RecvMulti::new(fd, BUFFER_GROUP).build(), (blocks * self.pool.block_bytes()) as u32)
+            capped(opcode::RecvMulti::new(fd, BUFFER_GROUP).build(), (blocks * block_bytes) as u32)
         } else {
             opcode::RecvMulti::new(fd, BUFFER_GROUP).build()
         };

@@ -133,6 +133,35 @@ pub(crate) fn splices_between_receives(driver: DriverKind) {
     });
 }
 
+/// The first message after bulk is taken as a head may be, with a long body behind it; the next, since that one was short, is
+/// taken whole.
+pub(crate) fn what_follows_a_splice_is_received_as_a_head(driver: DriverKind) {
+    const BODY: usize = 100_000;
+    const MESSAGE: usize = 3_000;
+    run(driver, async {
+        let (source, from) = pair().await;
+        let (to, sink) = pair().await;
+        let reading = spawn(async move { recv_exact(&sink, BODY).await });
+        source.queue(Buf::from(pattern_bytes(0, BODY)));
+        source.flush().await.unwrap();
+        assert_eq!(splice_all(&from, &to, BODY as u64).await.0, BODY as u64);
+        assert!(reading.await == pattern_bytes(0, BODY));
+        for expected in [&[1024, MESSAGE - 1024][..], &[MESSAGE]] {
+            source.queue(Buf::from(pattern_bytes(0, MESSAGE)));
+            source.flush().await.unwrap();
+            let mut received = Vec::new();
+            let mut sizes = Vec::new();
+            while received.len() < MESSAGE {
+                let bytes = from.recv().await.unwrap();
+                sizes.push(bytes.len());
+                received.extend_from_slice(&bytes);
+            }
+            assert_eq!(sizes, expected);
+            assert!(received == pattern_bytes(0, MESSAGE));
+        }
+    });
+}
+
 pub(crate) fn a_splice_into_a_slow_sink_waits(driver: DriverKind) {
     const BYTES: usize = 32 << 20;
     run(driver, async {
