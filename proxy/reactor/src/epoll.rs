@@ -21,6 +21,7 @@ use std::task::Waker;
 use socket2::SockAddr;
 
 use crate::buffers::Pool;
+use crate::calls;
 use crate::driver::{Wakes, owned};
 use crate::meters::Meters;
 use crate::receive::{Received, receive_now};
@@ -224,18 +225,13 @@ impl Epoll {
         self.feed_starved(woken);
         let wait_ms = if may_sleep && woken.len() == before { -1 } else { 0 };
         self.meters.syscalls.add(1);
-        // SAFETY: `events` has room for as many entries as the call is told, and outlives it.
-        let count = unsafe {
-            libc::epoll_wait(self.fd.as_raw_fd(), self.events.as_mut_ptr(), self.events.len() as i32, wait_ms)
+        let count = match calls::epoll_wait(self.fd.as_raw_fd(), &mut self.events, wait_ms) {
+            Ok(count) => count,
+            Err(libc::EINTR) => return Ok(()),
+            Err(errno) => return Err(io::Error::from_raw_os_error(errno)),
         };
-        if count < 0 {
-            return match last_errno() {
-                libc::EINTR => Ok(()),
-                errno => Err(io::Error::from_raw_os_error(errno)),
-            };
-        }
         self.meters.completions.add(count as u64);
-        for at in 0..count as usize {
+        for at in 0..count {
             let event = self.events[at];
             if event.u64 != WAKE_TOKEN {
                 self.note(event.u64, event.events, woken);
@@ -304,8 +300,4 @@ impl Drop for Epoll {
             drop(slot.socket);
         }
     }
-}
-
-fn last_errno() -> i32 {
-    io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO)
 }

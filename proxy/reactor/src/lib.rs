@@ -23,6 +23,7 @@
 mod allocator;
 mod buffers;
 mod bufs;
+mod calls;
 mod driver;
 mod epoll;
 mod executor;

@@ -3,10 +3,10 @@
 //! **Shape.** The way of the epoll driver; the ring's too for what follows a full block, where one call fills what would
 //! else be a receive and a completion for each block.
 
-use std::io;
 use std::rc::Rc;
 
 use crate::buffers::{Block, Buf, Pool};
+use crate::calls;
 use crate::meters::Meters;
 use crate::socket::{AHEAD_BLOCKS, End, RecvSide, Socket};
 
@@ -76,19 +76,9 @@ fn recv_into(socket: &Socket, blocks: &[Option<Rc<Block>>], most: usize) -> Resu
     }
     loop {
         // SAFETY: the slices are blocks, just taken from the pool: allocated through the call and seen by nobody else.
-        let received = unsafe {
-            if count == 1 {
-                libc::recv(socket.raw(), slices[0].iov_base, slices[0].iov_len, 0)
-            } else {
-                libc::readv(socket.raw(), slices.as_ptr(), count)
-            }
-        };
-        match received {
-            0.. => return Ok(received as usize),
-            _ => match io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO) {
-                libc::EINTR => {}
-                errno => return Err(errno),
-            },
+        match unsafe { calls::recv(socket.raw(), &slices[..count]) } {
+            Err(libc::EINTR) => {}
+            received => return received,
         }
     }
 }

@@ -19,6 +19,7 @@ use socket2::{SockAddr, SockRef};
 
 use crate::buffers::Buf;
 use crate::bufs::Bufs;
+use crate::calls;
 use crate::driver::owned;
 use crate::meters::Meters;
 
@@ -91,6 +92,11 @@ impl Socket {
         self.raw
     }
 
+    /// The descriptor, or ENOTCONN when it is closed: its number may be another's by then.
+    fn open_raw(&self) -> Result<RawFd, i32> {
+        if self.owned.borrow().is_some() { Ok(self.raw) } else { Err(libc::ENOTCONN) }
+    }
+
     /// Runs `act` on the descriptor. Errors when it is closed.
     pub(crate) fn with_fd<T>(&self, act: impl FnOnce(SockRef<'_>) -> io::Result<T>) -> io::Result<T> {
         match &*self.owned.borrow() {
@@ -114,16 +120,13 @@ impl Socket {
 
     /// True when bytes or FIN wait in the kernel; takes neither. An error is kept as the end: the kernel tells it once.
     pub(crate) fn peek(&self, recv: &mut RecvSide) -> bool {
-        let mut byte = [mem::MaybeUninit::uninit()];
-        match self.with_fd(|fd| fd.peek(&mut byte)) {
+        match self.open_raw().and_then(calls::peek) {
             Ok(_) => true,
-            Err(error) => match error.raw_os_error().unwrap_or(libc::EIO) {
-                libc::EAGAIN | libc::EINTR => false,
-                errno => {
-                    recv.end.get_or_insert(End::Errno(errno));
-                    true
-                }
-            },
+            Err(libc::EAGAIN | libc::EINTR) => false,
+            Err(errno) => {
+                recv.end.get_or_insert(End::Errno(errno));
+                true
+            }
         }
     }
 
@@ -268,20 +271,18 @@ impl SendSide {
                     meters.sent_bytes.add(count as u64);
                     self.consume(count);
                 }
-                Err(error) => match error.raw_os_error().unwrap_or(libc::EIO) {
-                    libc::EINTR => {}
-                    libc::EAGAIN => return false,
-                    errno => self.fail(errno),
-                },
+                Err(libc::EINTR) => {}
+                Err(libc::EAGAIN) => return false,
+                Err(errno) => self.fail(errno),
             }
         }
         true
     }
 
     /// One call that sends from the front of the queue what the kernel has room for.
-    fn gathered(&self, socket: &Socket) -> io::Result<usize> {
+    fn gathered(&self, socket: &Socket) -> Result<usize, i32> {
         if let Some(only) = self.queue.only() {
-            return socket.with_fd(|fd| fd.send_with_flags(only, libc::MSG_NOSIGNAL));
+            return calls::send(socket.open_raw()?, only, libc::MSG_NOSIGNAL);
         }
         if self.queue.len() <= FEW_SLICES {
             return self.gathered_in::<FEW_SLICES>(socket);
@@ -289,7 +290,7 @@ impl SendSide {
         self.gathered_in::<GATHER>(socket)
     }
 
-    fn gathered_in<const MAX: usize>(&self, socket: &Socket) -> io::Result<usize> {
+    fn gathered_in<const MAX: usize>(&self, socket: &Socket) -> Result<usize, i32> {
         let mut slices = [IoSlice::new(&[]); MAX];
         let mut bytes = 0;
         let mut count = 0;
@@ -301,7 +302,7 @@ impl SendSide {
             bytes += part.len();
             count += 1;
         }
-        socket.with_fd(|fd| fd.send_vectored_with_flags(&slices[..count], libc::MSG_NOSIGNAL))
+        calls::send_gathered(socket.open_raw()?, &slices[..count], libc::MSG_NOSIGNAL)
     }
 
     /// Keeps an error and gives up what is queued.

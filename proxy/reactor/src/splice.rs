@@ -24,6 +24,7 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
+use crate::calls;
 use crate::driver::owned;
 use crate::executor::{self, Core};
 use crate::socket::{Direction, End};
@@ -280,15 +281,9 @@ impl fmt::Debug for Splice {
 fn splice(core: &Core, from: RawFd, to: RawFd, bytes: usize) -> Result<usize, i32> {
     loop {
         core.meters.syscalls.add(1);
-        let flags = libc::SPLICE_F_MOVE | libc::SPLICE_F_NONBLOCK;
-        // SAFETY: without offsets the call takes no pointer.
-        let moved = unsafe { libc::splice(from, std::ptr::null_mut(), to, std::ptr::null_mut(), bytes, flags) };
-        match usize::try_from(moved) {
-            Ok(moved) => return Ok(moved),
-            Err(_) => match io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO) {
-                libc::EINTR => {}
-                errno => return Err(errno),
-            },
+        match calls::splice(from, to, bytes, libc::SPLICE_F_MOVE | libc::SPLICE_F_NONBLOCK) {
+            Err(libc::EINTR) => {}
+            moved => return moved,
         }
     }
 }
