@@ -58,6 +58,8 @@ const WAKE: u64 = (u32::MAX as u64) << 32;
 const GATHERS_KEPT: usize = 64;
 /// Lowest bits of the `user_data`: the operation. Those above them in its byte are the number of its loan, or 0.
 const OP_BITS: u32 = 3;
+/// IORING_RECVSEND_POLL_FIRST: nothing is expected yet, so do not begin with a receive that finds nothing.
+const POLL_FIRST: u16 = 1;
 /// Turns between two attempts to publish fewer blocks.
 const TURNS_PER_NARROW: u64 = 8192;
 
@@ -383,7 +385,7 @@ impl Ring {
             // After bulk comes a head, and then a splice as likely as not, before which a multishot would have to be
             // cancelled. Without the cap nothing else bounds a fast sender.
             let most = if recv.was_bulk { HEAD_BYTES } else { block_bytes };
-            let recv = opcode::Recv::new(fd, std::ptr::null_mut(), most as u32);
+            let recv = opcode::Recv::new(fd, std::ptr::null_mut(), most as u32).ioprio(POLL_FIRST);
             recv.buf_group(BUFFER_GROUP).build().flags(squeue::Flags::BUFFER_SELECT)
         } else if self.is_capped {
             // The kernel ends at the first receive past the cap: up to one block more. Under memory pressure each stream
