@@ -28,7 +28,7 @@ use crate::worker::Shared;
 use crate::xds::{self, XdsStatus};
 
 /// Shortest time between two looks, and the time between them while something is awaited: the start, an address that cannot
-/// be bound, the end of who sends here. Otherwise the thread sleeps until endpoints may come back from ejection.
+/// be bound, the end of who sends here. Otherwise the thread sleeps, while endpoints are ejected until one may come back.
 const TICK: Duration = Duration::from_millis(100);
 /// Ticks between two attempts to bind what could not be bound.
 const REBIND_TICKS: u32 = 10;
@@ -241,6 +241,7 @@ async fn live(control: &Rc<Control>, settings: &Settings, failed: &RefCell<Optio
             _ = interrupt.recv() => glue::begin_drain(&control.phase),
             _ = phases.changed() => {}
             () = control.due.is_new.notified() => {}
+            () = control.shared.ejections.heard() => control.due.sweep_at.set(Some(Instant::now())),
             () = at(next) => {}
         }
         if let Some(failure) = failed.borrow_mut().take() {

@@ -1,7 +1,8 @@
 //! **Purpose.** The one assembly point: settings and bootstrap in, a running proxy out.
 //!
 //! **Shape.** The main thread is the control thread: a tokio runtime that runs the xDS client, the admin port, signals
-//! and a ticker, and publishes snapshots. Worker threads run the data path and are commanded by mailboxes.
+//! and what is due by itself, and publishes snapshots; it sleeps while nothing is. Worker threads run the data path and are
+//! commanded by mailboxes.
 //! ```text
 //!  starting ──first snapshot, sockets bound──▶ ready ──SIGTERM, /prestop──▶ leaving ──SIGTERM and nobody sends here──┐
 //!      └──SIGTERM─────────┐                       └──SIGINT, POST /drain──┐                                          │

@@ -206,6 +206,11 @@ impl Ejector {
         self.lock().values().filter(|record| record.is_ejected()).count()
     }
 
+    /// True while a sweep has something to do: a member is out of use, or not wholly forgiven.
+    pub fn is_restless(&self) -> bool {
+        self.lock().values().any(|record| record.is_ejected() || record.times_ejected() > 0)
+    }
+
     /// Takes note of how a try ended; `Some`: the endpoint was ejected for it.
     pub fn on_result(&self, record: &Record, seen: Seen, ruling: &Ruling<'_>) -> Option<Ejected> {
         let config = ruling.config;

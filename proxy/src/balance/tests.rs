@@ -449,6 +449,7 @@ fn ejections_lengthen_to_the_cap_and_are_forgiven() {
         let ejected = bench.fail(1, 3).expect("three in a row");
         assert_eq!((ejected.times, ejected.until_ns), (times, bench.now_ns + seconds * SECOND));
         assert_ne!(bench.ejector.generation(), generation);
+        assert!(bench.ejector.is_restless());
         assert_eq!(bench.sweep((seconds - 1) * SECOND), 0, "not yet");
         let generation = bench.ejector.generation();
         assert_eq!((bench.sweep(SECOND), bench.ejected()), (1, vec![]));
@@ -456,6 +457,7 @@ fn ejections_lengthen_to_the_cap_and_are_forgiven() {
         assert_eq!(bench.records[1].times_ejected(), times, "the sweep that brings it back does not forgive");
     }
     for left in [3, 2, 1, 0, 0] {
+        assert_eq!(bench.ejector.is_restless(), bench.records[1].times_ejected() > 0, "until it is wholly forgiven");
         assert_eq!(bench.sweep(10 * SECOND), 0);
         assert_eq!(bench.records[1].times_ejected(), left);
     }

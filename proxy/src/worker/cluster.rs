@@ -380,6 +380,7 @@ impl Cluster {
         let ruling = Ruling { config, now_ns: worker.shared.since_start_ns(now()), chance: &worker.chance };
         if let Some(ejected) = self.state.ejector.on_result(record, seen, &ruling) {
             self.show_ejected(endpoint, &ejected, ruling.now_ns);
+            worker.shared.ejections.ring();
         }
     }
 

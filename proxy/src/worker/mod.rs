@@ -14,6 +14,7 @@
 //!
 //! **Limits.** Nothing is built for a cluster or a route before its first request.
 
+mod bell;
 mod cluster;
 mod originals;
 mod own;
@@ -22,6 +23,7 @@ mod shared;
 mod spare;
 mod view;
 
+pub use bell::Bell;
 pub use cluster::{Cluster, InFlight, OpenFault};
 pub use own::Own;
 pub use server_first::{Destination, FirstWord, ServerFirst};

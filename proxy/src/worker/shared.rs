@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::{Own, ServerFirst};
+use super::{Bell, Own, ServerFirst};
 use crate::balance::Ejector;
 use crate::config::{ClusterConfig, ClusterName, OutlierDetection, Snapshot};
 use crate::policy::{Buckets, CircuitState};
@@ -26,6 +26,8 @@ pub struct Shared {
     pub server_first: Arc<ServerFirst>,
     /// Where this process listens itself.
     pub own: Own,
+    /// Rung at each ejection, for whoever calls [`Shared::sweep`].
+    pub ejections: Bell,
     clusters: Mutex<HashMap<ClusterName, Arc<ClusterState>>>,
 }
 
@@ -51,6 +53,7 @@ impl Shared {
             started_at: super::wall_clock(),
             server_first: Arc::new(ServerFirst::new(started)),
             own: Own::default(),
+            ejections: Bell::default(),
             clusters: Mutex::default(),
         })
     }
@@ -87,7 +90,8 @@ impl Shared {
         self.buckets.retain(|rule, bucket| limits.contains(&(Arc::from(rule), *bucket)));
     }
 
-    /// Brings ejected endpoints back whose time is over. Gives when to call again; `None`: not before the next snapshot.
+    /// Brings ejected endpoints back whose time is over. Gives when to call again; `None`: not before the next snapshot, or the
+    /// next of [`Shared::ejections`].
     pub fn sweep(&self, snapshot: &Snapshot, now: Instant) -> Option<Instant> {
         let now_ns = self.since_start_ns(now);
         let mut next_ns = None;
@@ -96,7 +100,7 @@ impl Shared {
             if state.is_due(config.outlier.as_ref(), now_ns) {
                 self.bring_back(config, &state, now_ns);
             }
-            if config.outlier.is_some() {
+            if config.outlier.is_some() && state.ejector.is_restless() {
                 let due_ns = state.next_sweep_ns.load(Ordering::Relaxed);
                 next_ns = Some(next_ns.map_or(due_ns, |next_ns: u64| next_ns.min(due_ns)));
             }
