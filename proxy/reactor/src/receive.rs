@@ -66,7 +66,7 @@ pub(crate) fn receive_now(socket: &Socket, recv: &mut RecvSide, pool: &Pool, met
     Received::End
 }
 
-/// Fills blocks in order, each with `most` bytes: bytes, 0 for FIN, or the error.
+/// Fills blocks in order, each with at most `most` bytes: bytes, 0 for FIN, or the error.
 fn recv_into(socket: &Socket, blocks: &[Option<Rc<Block>>], most: usize) -> Result<usize, i32> {
     let mut slices = [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; AHEAD_BLOCKS];
     let mut count = 0;

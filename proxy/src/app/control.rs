@@ -85,6 +85,12 @@ impl Due {
         self.is_new.notify_one();
     }
 
+    /// An endpoint was ejected. Many may be at once: all share one sweep.
+    fn sweep_soon(&self, now: Instant) {
+        let soon = now + TICK;
+        self.sweep_at.set(Some(self.sweep_at.get().map_or(soon, |at| at.min(soon))));
+    }
+
     fn next(&self) -> Option<Instant> {
         [self.release_at.get(), self.sweep_at.get()].into_iter().flatten().min()
     }
@@ -241,7 +247,7 @@ async fn live(control: &Rc<Control>, settings: &Settings, failed: &RefCell<Optio
             _ = interrupt.recv() => glue::begin_drain(&control.phase),
             _ = phases.changed() => {}
             () = control.due.is_new.notified() => {}
-            () = control.shared.ejections.heard() => control.due.sweep_at.set(Some(Instant::now())),
+            () = control.shared.ejections.heard() => control.due.sweep_soon(Instant::now()),
             () = at(next) => {}
         }
         if let Some(failure) = failed.borrow_mut().take() {
@@ -442,5 +448,23 @@ impl Control {
         // A closed standard output is no reason to stop serving.
         let _ = writeln!(std::io::stdout(), "{line}");
         let _ = std::io::stdout().flush();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_storm_of_ejections_puts_no_sweep_off() {
+        let now = Instant::now();
+        let due = Due::after(now);
+        assert_eq!(due.next(), Some(now + RELEASE_AFTER), "nobody is ejected");
+        due.sweep_soon(now);
+        due.sweep_soon(now + TICK / 2);
+        assert_eq!(due.next(), Some(now + TICK));
+        due.begin_anew(now);
+        due.sweep_soon(now);
+        assert_eq!(due.next(), Some(now), "a new snapshot is looked at at once");
     }
 }

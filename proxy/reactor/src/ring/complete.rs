@@ -130,7 +130,8 @@ impl Ring {
         match result {
             1.. => {
                 self.meters.recv_bytes.add(result as u64);
-                let most = if recv.was_bulk { HEAD_BYTES } else { self.pool.block_bytes() };
+                let block_bytes = self.pool.block_bytes();
+                let most = if recv.was_bulk { HEAD_BYTES.min(block_bytes) } else { block_bytes };
                 recv.is_bulk = result as usize >= most;
                 recv.was_bulk &= is_armed || recv.is_bulk;
                 bytes.into_iter().for_each(|bytes| recv.queue.push_back(bytes));

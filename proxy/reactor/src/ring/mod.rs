@@ -384,7 +384,7 @@ impl Ring {
         let entry = if recv.was_bulk || (!self.is_capped && recv.is_bulk) {
             // After bulk comes a head, and then a splice as likely as not, before which a multishot would have to be
             // cancelled. Without the cap nothing else bounds a fast sender.
-            let most = if recv.was_bulk { HEAD_BYTES } else { block_bytes };
+            let most = if recv.was_bulk { HEAD_BYTES.min(block_bytes) } else { block_bytes };
             let recv = opcode::Recv::new(fd, std::ptr::null_mut(), most as u32).ioprio(POLL_FIRST);
             recv.buf_group(BUFFER_GROUP).build().flags(squeue::Flags::BUFFER_SELECT)
         } else if self.is_capped {
