@@ -40,7 +40,7 @@ fn pick(bencher: &mut criterion::Bencher<'_>, resources: &Resources) {
     bencher.iter(|| cluster.pick(&[], &worker.chance));
 }
 
-fn cluster(balancing: LoadBalancing, endpoints: u16, weight: &dyn Fn(u16) -> u16) -> ClusterConfig {
+pub(crate) fn cluster(balancing: LoadBalancing, endpoints: u16, weight: &dyn Fn(u16) -> u16) -> ClusterConfig {
     let endpoint = |at: u16| EndpointConfig {
         address: SocketAddr::from((Ipv4Addr::LOCALHOST, 10_000 + at)),
         weight: u32::from(weight(at)),

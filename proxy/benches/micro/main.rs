@@ -11,6 +11,7 @@ mod heads;
 mod limit;
 mod route;
 mod snapshot;
+mod sweep;
 
 use std::path::Path;
 use std::rc::Rc;
@@ -61,6 +62,6 @@ criterion_group! {
         .warm_up_time(Duration::from_millis(300))
         .measurement_time(Duration::from_secs(1))
         .nresamples(2000);
-    targets = route::bench, balance::bench, limit::bench, snapshot::bench, heads::bench
+    targets = route::bench, balance::bench, limit::bench, snapshot::bench, heads::bench, sweep::bench
 }
 criterion_main!(benches);

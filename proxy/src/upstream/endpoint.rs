@@ -168,6 +168,11 @@ impl Endpoint {
         .await
     }
 
+    /// True while a sweep may find a connection.
+    pub fn holds_connections(&self) -> bool {
+        !self.idle.borrow().is_empty() || !self.shared.borrow().is_empty()
+    }
+
     /// Closes idle connections that are over age or whose peer closed. Returns how many.
     pub fn sweep(&self, now: Instant, reuse: Reuse) -> usize {
         // Taken out while it is looked through: closing a connection may call a waiter, which looks in here.

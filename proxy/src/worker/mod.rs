@@ -79,6 +79,8 @@ pub struct Worker {
     cluster_cells: RefCell<HashMap<Arc<str>, Counted>>,
     listener_cells: RefCell<HashMap<ListenerName, Arc<ListenerCell>>>,
     slots: RefCell<HashMap<ClusterName, Slots>>,
+    /// The epoch of which nothing is held that it does not have; `None` where that is not known.
+    pruned: Cell<Option<u64>>,
     date: Cell<(u64, [u8; 29])>,
     logged: Cell<Option<Instant>>,
 }
@@ -99,6 +101,7 @@ impl Worker {
             cluster_cells: RefCell::default(),
             listener_cells: RefCell::default(),
             slots: RefCell::default(),
+            pruned: Cell::new(None),
             date: Cell::new((0, [b' '; 29])),
             logged: Cell::new(None),
         })
@@ -157,6 +160,7 @@ impl Worker {
             methods: Rc::new(MethodTable::new(name.clone())),
         };
         cells.insert(name.clone(), counted.clone());
+        self.pruned.set(None);
         counted
     }
 
@@ -173,6 +177,8 @@ impl Worker {
         let endpoint = Rc::new(Endpoint::new(address, cell));
         let stale = endpoints.insert((cluster.clone(), address), endpoint.clone());
         drop(endpoints);
+        // Whoever asks may run under a snapshot that is no longer current.
+        self.pruned.set(None);
         if let Some(stale) = stale {
             stale.retire();
         }
@@ -182,7 +188,11 @@ impl Worker {
     /// This worker's hold on the connections of a cluster.
     fn slots(&self, cluster: &ClusterName, state: &ClusterState) -> Slots {
         let mut slots = self.slots.borrow_mut();
-        slots.entry(cluster.clone()).or_insert_with(|| Slots::new(state.open.clone())).clone()
+        let new = || {
+            self.pruned.set(None);
+            Slots::new(state.open.clone())
+        };
+        slots.entry(cluster.clone()).or_insert_with(new).clone()
     }
 
     /// Closes idle connections that are over age, whose peer closed, or whose endpoint left the configuration.
@@ -191,17 +201,29 @@ impl Worker {
         let view = self.view();
         let now = now();
         view.sweep_originals(now);
+        if self.pruned.get() != Some(view.epoch()) {
+            self.prune(&view);
+            self.pruned.set(Some(view.epoch()));
+        }
+        for ((cluster, _), endpoint) in self.endpoints.borrow().iter().filter(|(_, one)| one.holds_connections()) {
+            if let Some(reuse) = view.reuse_of(cluster) {
+                endpoint.sweep(now, reuse);
+            }
+        }
+    }
+
+    /// Lets go of what a view does not have.
+    fn prune(&self, view: &View) {
         self.slots.borrow_mut().retain(|cluster, _| view.has_cluster(cluster.as_str()));
         self.cluster_cells.borrow_mut().retain(|cluster, _| view.has_cluster(cluster));
-        self.endpoints.borrow_mut().retain(|(cluster, address), endpoint| match view.reuse_of(cluster, *address) {
-            Some(reuse) => {
-                endpoint.sweep(now, reuse);
-                true
-            }
-            None => {
+        let mut members = HashMap::new();
+        self.endpoints.borrow_mut().retain(|(cluster, address), endpoint| {
+            let members = members.entry(cluster.clone()).or_insert_with(|| view.addresses_of(cluster));
+            let is_there = members.contains(address);
+            if !is_there {
                 endpoint.retire();
-                false
             }
+            is_there
         });
     }
 

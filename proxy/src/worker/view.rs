@@ -1,7 +1,7 @@
 //! A snapshot, ready to run on one worker.
 
 use std::cell::{Cell, OnceCell, RefCell};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::rc::Rc;
@@ -188,12 +188,17 @@ impl View {
         self.snapshot.cluster_index(cluster).is_some()
     }
 
-    /// How long connections to an endpoint are kept; `None` when the snapshot no longer has it.
-    pub(super) fn reuse_of(&self, cluster: &ClusterName, address: SocketAddr) -> Option<Reuse> {
-        let (config, set) = self.snapshot.cluster(self.snapshot.cluster_index(cluster.as_str())?)?;
-        let is_there = set.endpoints.iter().any(|endpoint| endpoint.address == address);
-        is_there
-            .then_some(Reuse { idle_timeout: config.idle_timeout, max_requests: config.max_requests_per_connection })
+    /// How long connections of a cluster are kept; `None` when the snapshot no longer has it.
+    pub(super) fn reuse_of(&self, cluster: &ClusterName) -> Option<Reuse> {
+        let (config, _) = self.snapshot.cluster(self.snapshot.cluster_index(cluster.as_str())?)?;
+        Some(Reuse { idle_timeout: config.idle_timeout, max_requests: config.max_requests_per_connection })
+    }
+
+    /// Where the endpoints of a cluster are; nowhere when the snapshot no longer has it.
+    pub(super) fn addresses_of(&self, cluster: &ClusterName) -> HashSet<SocketAddr> {
+        let index = self.snapshot.cluster_index(cluster.as_str());
+        let endpoints = index.and_then(|index| self.snapshot.cluster(index)).map(|(_, set)| &set.endpoints);
+        endpoints.into_iter().flatten().map(|endpoint| endpoint.address).collect()
     }
 }
 

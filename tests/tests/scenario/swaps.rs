@@ -249,4 +249,28 @@ on_both_drivers! {
             outrigger_tests::world::downstream::get(address, "/").map(|_| ()).map_err(|error| error.to_string())
         });
     }
+    fn an_endpoint_that_leaves_is_let_go_of_and_one_that_stays_is_kept(io) {
+        let (leaves, stays) = (Upstream::named("leaves"), Upstream::named("stays"));
+        let ads = AdsServer::start();
+        push_all(&ads, &leaves, &stays, 10);
+        ads.set([(ENDPOINTS, resource::endpoints("even", &[leaves.address(), stays.address()]))]);
+        let proxy = Proxy::start(&dynamic(io, &ads));
+        let mut client = proxy.connect();
+        for _ in 0..10 {
+            assert_eq!(client.get("/").unwrap().status, 200);
+        }
+        assert_eq!((leaves.open_connections(), stays.open_connections()), (1, 1), "idle in the pool");
+        ads.set([(ENDPOINTS, resource::endpoints("even", &[stays.address()]))]);
+        wait_for("the connection to close", Duration::from_secs(10), || match leaves.open_connections() {
+            0 => Ok(()),
+            open => Err(format!("{open} open")),
+        });
+        // Back again: it is served as one that is new.
+        ads.set([(ENDPOINTS, resource::endpoints("even", &[leaves.address(), stays.address()]))]);
+        wait_for("it to serve again", Duration::from_secs(10), || {
+            assert_eq!(client.get("/").unwrap().status, 200);
+            if leaves.open_connections() == 1 { Ok(()) } else { Err("not yet".to_owned()) }
+        });
+        assert_eq!(stays.connection_count(), 1, "never closed");
+    }
 }
