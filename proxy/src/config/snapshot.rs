@@ -1,6 +1,6 @@
 //! Everything the proxy runs at one epoch, as one value.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
@@ -190,6 +190,12 @@ impl Snapshot {
     /// A cluster by index of this snapshot.
     pub fn cluster(&self, index: ClusterIndex) -> Option<&(Arc<ClusterConfig>, Arc<EndpointSet>)> {
         self.clusters.get(usize::try_from(index.0).ok()?)
+    }
+
+    /// Where the endpoints of a cluster are; nowhere when there is no such cluster.
+    pub fn addresses_of(&self, cluster: &str) -> HashSet<SocketAddr> {
+        let found = self.cluster_index(cluster).and_then(|index| self.cluster(index));
+        found.into_iter().flat_map(|(_, set)| &set.endpoints).map(|endpoint| endpoint.address).collect()
     }
 
     /// The index of a cluster by name.

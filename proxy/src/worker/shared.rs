@@ -1,6 +1,7 @@
 //! What all workers and the control thread share.
 
 use std::collections::{HashMap, HashSet};
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -72,11 +73,15 @@ impl Shared {
     pub fn follow(&self, snapshot: &Snapshot) {
         lock(&self.clusters).retain(|name, _| snapshot.cluster_index(name.as_str()).is_some());
         self.registry.retain_clusters(|name| snapshot.cluster_index(name).is_some());
+        let mut members: HashMap<String, HashSet<SocketAddr>> = HashMap::new();
         self.registry.retain_endpoints(|cluster, address| {
-            let index = snapshot.cluster_index(cluster);
-            index
-                .and_then(|index| snapshot.cluster(index))
-                .is_some_and(|(_, set)| set.endpoints.iter().any(|endpoint| endpoint.address == address))
+            if let Some(members) = members.get(cluster) {
+                return members.contains(&address);
+            }
+            let addresses = snapshot.addresses_of(cluster);
+            let is_there = addresses.contains(&address);
+            members.insert(cluster.to_owned(), addresses);
+            is_there
         });
         for (config, set) in snapshot.clusters() {
             if config.outlier.is_some() {

@@ -196,9 +196,7 @@ impl View {
 
     /// Where the endpoints of a cluster are; nowhere when the snapshot no longer has it.
     pub(super) fn addresses_of(&self, cluster: &ClusterName) -> HashSet<SocketAddr> {
-        let index = self.snapshot.cluster_index(cluster.as_str());
-        let endpoints = index.and_then(|index| self.snapshot.cluster(index)).map(|(_, set)| &set.endpoints);
-        endpoints.into_iter().flatten().map(|endpoint| endpoint.address).collect()
+        self.snapshot.addresses_of(cluster.as_str())
     }
 }
 
