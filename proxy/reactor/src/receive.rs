@@ -10,10 +10,6 @@ use crate::calls;
 use crate::meters::Meters;
 use crate::socket::{AHEAD_BLOCKS, End, RecvSide, Socket};
 
-/// Most bytes of the first receive where a long body is likely to follow a head, to be spliced: what of it comes with the head
-/// is copied in and out again.
-pub(crate) const HEAD_BYTES: usize = 1024;
-
 /// What a receive found.
 pub(crate) enum Received {
     /// Bytes are in the queue.
@@ -30,8 +26,8 @@ pub(crate) enum Received {
 pub(crate) fn receive_now(socket: &Socket, recv: &mut RecvSide, pool: &Pool, meters: &Meters) -> Received {
     // A full read foretells another: the next one takes several blocks in one call.
     let is_bulk = recv.is_bulk;
-    let wanted = if is_bulk { AHEAD_BLOCKS } else { 1 };
-    let most = if recv.was_bulk && !is_bulk { HEAD_BYTES } else { usize::MAX };
+    let block_bytes = pool.block_bytes();
+    let (wanted, most) = if is_bulk { (AHEAD_BLOCKS, block_bytes) } else { (1, recv.wanted(block_bytes)) };
     let mut blocks: [Option<Rc<Block>>; AHEAD_BLOCKS] = [const { None }; AHEAD_BLOCKS];
     for place in &mut blocks[..wanted] {
         *place = pool.take();
@@ -48,15 +44,15 @@ pub(crate) fn receive_now(socket: &Socket, recv: &mut RecvSide, pool: &Pool, met
             pool.give(block);
             continue;
         }
-        let filled = left.min(block.len());
+        let filled = left.min(most);
         left -= filled;
-        recv.is_bulk = filled == block.len().min(most);
+        recv.is_bulk = filled == most;
         recv.queue.push_back(Buf::pooled(block, filled));
     }
     match received {
         Ok(0) => recv.end = Some(End::Fin),
         Ok(count) => {
-            recv.was_bulk = if is_bulk { count >= pool.block_bytes() } else { recv.was_bulk && recv.is_bulk };
+            recv.was_bulk = if is_bulk { count >= block_bytes } else { recv.was_bulk && recv.is_bulk };
             meters.recv_bytes.add(count as u64);
             return Received::Bytes;
         }
@@ -66,12 +62,12 @@ pub(crate) fn receive_now(socket: &Socket, recv: &mut RecvSide, pool: &Pool, met
     Received::End
 }
 
-/// Fills blocks in order, each with at most `most` bytes: bytes, 0 for FIN, or the error.
+/// Fills blocks in order, each with `most` bytes, which it has room for: bytes, 0 for FIN, or the error.
 fn recv_into(socket: &Socket, blocks: &[Option<Rc<Block>>], most: usize) -> Result<usize, i32> {
     let mut slices = [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; AHEAD_BLOCKS];
     let mut count = 0;
     for (slice, block) in slices.iter_mut().zip(blocks.iter().flatten()) {
-        *slice = libc::iovec { iov_base: block.start().cast(), iov_len: block.len().min(most) };
+        *slice = libc::iovec { iov_base: block.start().cast(), iov_len: most };
         count += 1;
     }
     loop {

@@ -37,6 +37,10 @@ const FEW_SLICES: usize = 4;
 /// Most bytes of a head that is copied to where the body lies.
 const JOINED: usize = 1024;
 
+/// Most bytes of the first receive where a long body is likely to follow a head, to be spliced: what of it comes with the head
+/// is copied in and out again.
+const HEAD_BYTES: usize = 1024;
+
 /// What the one who sends wants to learn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Notice {
@@ -202,6 +206,11 @@ pub(crate) struct RecvSide {
 }
 
 impl RecvSide {
+    /// Bytes that a single receive asks for; with as many it was a full one.
+    pub(crate) fn wanted(&self, block_bytes: usize) -> usize {
+        if self.was_bulk { HEAD_BYTES.min(block_bytes) } else { block_bytes }
+    }
+
     /// True when whoever reads has nothing left and a receive ended without bytes.
     pub(crate) fn wants_more(&self) -> bool {
         self.arm == Arm::Idle && self.queue.is_empty() && self.end.is_none() && !self.is_direct

@@ -11,7 +11,6 @@ use std::task::Waker;
 use io_uring::cqueue;
 
 use super::{GATHERS_KEPT, OP_BITS, Op, Ring, WAKE};
-use crate::receive::HEAD_BYTES;
 use crate::socket::{AHEAD_BLOCKS, Arm, End, Socket};
 
 impl Ring {
@@ -130,9 +129,7 @@ impl Ring {
         match result {
             1.. => {
                 self.meters.recv_bytes.add(result as u64);
-                let block_bytes = self.pool.block_bytes();
-                let most = if recv.was_bulk { HEAD_BYTES.min(block_bytes) } else { block_bytes };
-                recv.is_bulk = result as usize >= most;
+                recv.is_bulk = result as usize >= recv.wanted(self.pool.block_bytes());
                 recv.was_bulk &= is_armed || recv.is_bulk;
                 bytes.into_iter().for_each(|bytes| recv.queue.push_back(bytes));
                 woken.extend(recv.waker.take());

@@ -48,7 +48,7 @@ use crate::Options;
 use crate::buffers::{BufferRing, Pool};
 use crate::driver::Wakes;
 use crate::meters::Meters;
-use crate::receive::{HEAD_BYTES, Received, receive_now};
+use crate::receive::{Received, receive_now};
 use crate::socket::{AHEAD_BLOCKS, Arm, Direction, End, GATHER, Notice, Socket, Step};
 
 const BUFFER_GROUP: u16 = 0;
@@ -384,8 +384,8 @@ impl Ring {
         let entry = if recv.was_bulk || (!self.is_capped && recv.is_bulk) {
             // After bulk comes a head, and then a splice as likely as not, before which a multishot would have to be
             // cancelled. Without the cap nothing else bounds a fast sender.
-            let most = if recv.was_bulk { HEAD_BYTES.min(block_bytes) } else { block_bytes };
-            let recv = opcode::Recv::new(fd, std::ptr::null_mut(), most as u32).ioprio(POLL_FIRST);
+            let wanted = recv.wanted(block_bytes) as u32;
+            let recv = opcode::Recv::new(fd, std::ptr::null_mut(), wanted).ioprio(POLL_FIRST);
             recv.buf_group(BUFFER_GROUP).build().flags(squeue::Flags::BUFFER_SELECT)
         } else if self.is_capped {
             // The kernel ends at the first receive past the cap: up to one block more. Under memory pressure each stream
