@@ -1,6 +1,7 @@
 //! Endpoint pick of each balancer, with outlier detection on, through the cluster as a worker runs it.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::rc::Rc;
 use std::sync::Arc;
 
 use criterion::{BenchmarkId, Criterion};
@@ -8,6 +9,7 @@ use outrigger_proxy::config::{
     ClusterConfig, ClusterIndex, Discovery, EndpointConfig, EndpointHealth, EndpointSet, LoadBalancing, Resources,
 };
 use outrigger_proxy::route::Chosen;
+use outrigger_proxy::worker::{Cluster, Worker};
 
 const BALANCERS: [(&str, LoadBalancing); 3] = [
     ("round robin", LoadBalancing::RoundRobin),
@@ -19,25 +21,26 @@ pub(crate) fn bench(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("endpoint pick");
     for (name, balancing) in BALANCERS {
         for count in [1, 3, 100, 1000] {
-            let mut resources = Resources::default();
-            let config = cluster(balancing, count, &|_| 1);
-            resources.clusters.insert(config.name.clone(), Arc::new(config));
-            group.bench_function(BenchmarkId::new(name, count), |bencher| pick(bencher, &resources));
+            let (worker, cluster) = running(cluster(balancing, count, &|_| 1));
+            let id = BenchmarkId::new(name, count);
+            group.bench_function(id, |bencher| bencher.iter(|| cluster.pick(&[], &worker.chance)));
         }
-        let mut resources = Resources::default();
-        let config = cluster(balancing, 100, &|at| 1 + at % 5);
-        resources.clusters.insert(config.name.clone(), Arc::new(config));
-        group.bench_function(BenchmarkId::new(name, "100 weighted"), |bencher| pick(bencher, &resources));
+        let (worker, cluster) = running(cluster(balancing, 100, &|at| 1 + at % 5));
+        let id = BenchmarkId::new(name, "100 weighted");
+        group.bench_function(id, |bencher| bencher.iter(|| cluster.pick(&[], &worker.chance)));
     }
     group.finish();
 }
 
-fn pick(bencher: &mut criterion::Bencher<'_>, resources: &Resources) {
-    let (worker, _publisher) = super::worker(resources);
-    let name = resources.clusters.keys().next().expect("there is one");
-    let chosen = Chosen::Linked { name, index: Some(ClusterIndex(0)), weighted: None };
+/// A cluster as a worker runs it.
+pub(crate) fn running(config: ClusterConfig) -> (Rc<Worker>, Rc<Cluster>) {
+    let mut resources = Resources::default();
+    let name = config.name.clone();
+    resources.clusters.insert(name.clone(), Arc::new(config));
+    let (worker, _) = super::worker(&resources);
+    let chosen = Chosen::Linked { name: &name, index: Some(ClusterIndex(0)), weighted: None };
     let cluster = worker.view().cluster(&chosen, &worker).expect("it is in the snapshot");
-    bencher.iter(|| cluster.pick(&[], &worker.chance));
+    (worker, cluster)
 }
 
 pub(crate) fn cluster(balancing: LoadBalancing, endpoints: u16, weight: &dyn Fn(u16) -> u16) -> ClusterConfig {
