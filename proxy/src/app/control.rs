@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use outrigger_reactor::Probe;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 
 use super::Failure;
 use super::glue::{self, Health, Phase};
@@ -24,14 +24,14 @@ use crate::config::{Publisher, Snapshot};
 use crate::listener::{BindError, Change, Crew, Sockets};
 use crate::observe::EpochLog;
 use crate::stats::Registry;
-use crate::worker::Shared;
+use crate::worker::{Bell, Shared};
 use crate::xds::{self, XdsStatus};
 
-/// Shortest time between two looks, and the time between them while something is awaited: the start, an address that cannot
-/// be bound, the end of who sends here. Otherwise the thread sleeps, while endpoints are ejected until one may come back.
+/// Shortest time between two looks, and the time between them while something is awaited: the start, the end of who sends
+/// here. Otherwise the thread sleeps until something is due.
 const TICK: Duration = Duration::from_millis(100);
-/// Ticks between two attempts to bind what could not be bound.
-const REBIND_TICKS: u32 = 10;
+/// Time between two attempts to bind what could not be bound.
+const REBIND_EVERY: Duration = Duration::from_secs(1);
 /// For how long after the start an address in use is tried again. The kernel takes a ring apart after its process has ended:
 /// the listening sockets of a proxy that was killed live on for some milliseconds. nginx tries five times, 500 ms apart.
 const BINDS_WITHIN: Duration = Duration::from_secs(2);
@@ -65,24 +65,31 @@ pub(super) struct Control {
 
 /// What is to be done without anybody's asking.
 struct Due {
+    /// Another attempt is made to bind what could not be bound.
+    rebind_at: Cell<Option<Instant>>,
     /// The code that reads configuration is taken out of memory.
     release_at: Cell<Option<Instant>>,
     /// Endpoints may come back from ejection.
     sweep_at: Cell<Option<Instant>>,
     /// There is a new snapshot: what is due is due at other times.
-    is_new: Notify,
+    is_new: Bell,
 }
 
 impl Due {
     fn after(started: Instant) -> Self {
-        Self { release_at: Cell::new(Some(started + RELEASE_AFTER)), sweep_at: Cell::new(None), is_new: Notify::new() }
+        Self {
+            rebind_at: Cell::new(None),
+            release_at: Cell::new(Some(started + RELEASE_AFTER)),
+            sweep_at: Cell::new(None),
+            is_new: Bell::default(),
+        }
     }
 
     /// There is a new snapshot.
     fn begin_anew(&self, now: Instant) {
         self.release_at.set(Some(now + RELEASE_AFTER));
         self.sweep_at.set(Some(now));
-        self.is_new.notify_one();
+        self.is_new.ring();
     }
 
     /// An endpoint was ejected. Many may be at once: all share one sweep.
@@ -92,7 +99,16 @@ impl Due {
     }
 
     fn next(&self) -> Option<Instant> {
-        [self.release_at.get(), self.sweep_at.get()].into_iter().flatten().min()
+        [&self.rebind_at, &self.release_at, &self.sweep_at].into_iter().filter_map(Cell::get).min()
+    }
+
+    /// True once a moment has come; it is then no longer due.
+    fn has_come(at: &Cell<Option<Instant>>, now: Instant) -> bool {
+        let has_come = at.get().is_some_and(|at| at <= now);
+        if has_come {
+            at.set(None);
+        }
+        has_come
     }
 }
 
@@ -233,7 +249,6 @@ async fn live(control: &Rc<Control>, settings: &Settings, failed: &RefCell<Optio
     let mut terminate = signal(SignalKind::terminate()).map_err(broke)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(broke)?;
     let mut phases = control.phase.subscribe();
-    let mut count = 0_u32;
     let mut leaving: Option<Leaving> = None;
     let mut is_to_end = false;
     let mut start = (!settings.ready_deadline.is_zero()).then(Instant::now);
@@ -246,7 +261,7 @@ async fn live(control: &Rc<Control>, settings: &Settings, failed: &RefCell<Optio
             },
             _ = interrupt.recv() => glue::begin_drain(&control.phase),
             _ = phases.changed() => {}
-            () = control.due.is_new.notified() => {}
+            () = control.due.is_new.heard() => {}
             () = control.shared.ejections.heard() => control.due.sweep_soon(Instant::now()),
             () = at(next) => {}
         }
@@ -269,9 +284,8 @@ async fn live(control: &Rc<Control>, settings: &Settings, failed: &RefCell<Optio
             }
             Phase::Starting | Phase::Ready => control.look_at_start(&mut start, settings.ready_deadline)?,
         }
-        count = count.wrapping_add(1);
-        control.tick(count)?;
-        next = match leaving.is_some() || start.is_some() || control.is_awaiting() {
+        control.tick()?;
+        next = match leaving.is_some() || start.is_some() || !control.announced.get() {
             true => Some(Instant::now() + TICK),
             false => control.due.next().map(|next| next.max(Instant::now() + TICK)),
         };
@@ -331,6 +345,7 @@ impl Control {
         }
         self.health.lock().unwrap_or_else(PoisonError::into_inner).unbound =
             errors.iter().map(ToString::to_string).collect();
+        self.due.rebind_at.set((!errors.is_empty()).then(|| Instant::now() + REBIND_EVERY));
         self.unbound.replace(errors);
         Ok(())
     }
@@ -404,22 +419,16 @@ impl Control {
         Ok(())
     }
 
-    /// True while there is something to look for at each tick.
-    fn is_awaiting(&self) -> bool {
-        !self.announced.get() || !self.unbound.borrow().is_empty()
-    }
-
-    fn tick(&self, count: u32) -> Result<(), Failure> {
+    fn tick(&self) -> Result<(), Failure> {
         let (snapshot, now) = (self.publisher.current(), Instant::now());
-        if self.due.sweep_at.get().is_some_and(|at| at <= now) {
+        if Due::has_come(&self.due.sweep_at, now) {
             self.due.sweep_at.set(self.shared.sweep(&snapshot, now));
         }
-        if self.due.release_at.get().is_some_and(|at| at <= now) {
-            self.due.release_at.set(None);
+        if Due::has_come(&self.due.release_at, now) {
             outrigger_reactor::release_image();
         }
         // At the start somebody waits for it.
-        let is_due = !self.announced.get() || count.is_multiple_of(REBIND_TICKS);
+        let is_due = Due::has_come(&self.due.rebind_at, now) || !self.announced.get();
         if is_due && !self.unbound.borrow().is_empty() {
             self.follow_sockets(&snapshot)?;
         }

@@ -46,4 +46,4 @@ pub use route::{
     HeaderMatch, HeaderTest, PathMatch, PathRewrite, QueryMatch, Redirect, Route, RouteAction, RouteMatch, RouteTable,
     TextMatch, VirtualHost, WeightedCluster,
 };
-pub use snapshot::{ClusterIndex, Dangling, Resources, Snapshot};
+pub use snapshot::{ClusterIndex, Dangling, Members, Resources, Snapshot};

@@ -192,15 +192,33 @@ impl Snapshot {
         self.clusters.get(usize::try_from(index.0).ok()?)
     }
 
-    /// Where the endpoints of a cluster are; nowhere when there is no such cluster.
-    pub fn addresses_of(&self, cluster: &str) -> HashSet<SocketAddr> {
-        let found = self.cluster_index(cluster).and_then(|index| self.cluster(index));
-        found.into_iter().flat_map(|(_, set)| &set.endpoints).map(|endpoint| endpoint.address).collect()
+    /// For many questions of who is an endpoint of which cluster.
+    pub fn members(&self) -> Members<'_> {
+        Members { snapshot: self, known: HashMap::new() }
     }
 
     /// The index of a cluster by name.
     pub fn cluster_index(&self, name: &str) -> Option<ClusterIndex> {
         self.cluster_index.get(name).copied()
+    }
+}
+
+/// Who is an endpoint of which cluster: each cluster that is asked about is looked through once.
+#[derive(Debug)]
+pub struct Members<'a> {
+    snapshot: &'a Snapshot,
+    known: HashMap<ClusterIndex, HashSet<SocketAddr>>,
+}
+
+impl Members<'_> {
+    /// True while the snapshot has the endpoint.
+    pub fn has(&mut self, cluster: &str, address: SocketAddr) -> bool {
+        let Some(index) = self.snapshot.cluster_index(cluster) else { return false };
+        let addresses = || {
+            let set = self.snapshot.cluster(index).map(|(_, set)| set);
+            set.into_iter().flat_map(|set| &set.endpoints).map(|endpoint| endpoint.address).collect()
+        };
+        self.known.entry(index).or_insert_with(addresses).contains(&address)
     }
 }
 

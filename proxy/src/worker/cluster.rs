@@ -93,6 +93,8 @@ impl Drop for InFlight {
 
 impl Cluster {
     pub(super) fn new(config: Arc<ClusterConfig>, set: Arc<EndpointSet>, worker: &Worker) -> Self {
+        // Whoever asks may run under a snapshot that is no longer current.
+        worker.pruned.set(None);
         let state = worker.shared.cluster(&config.name);
         let name: Arc<str> = config.name.as_str().into();
         let endpoints = set.endpoints.iter().map(|one| worker.endpoint(&config.name, one.address)).collect();

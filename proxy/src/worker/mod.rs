@@ -160,7 +160,6 @@ impl Worker {
             methods: Rc::new(MethodTable::new(name.clone())),
         };
         cells.insert(name.clone(), counted.clone());
-        self.pruned.set(None);
         counted
     }
 
@@ -177,8 +176,6 @@ impl Worker {
         let endpoint = Rc::new(Endpoint::new(address, cell));
         let stale = endpoints.insert((cluster.clone(), address), endpoint.clone());
         drop(endpoints);
-        // Whoever asks may run under a snapshot that is no longer current.
-        self.pruned.set(None);
         if let Some(stale) = stale {
             stale.retire();
         }
@@ -188,11 +185,7 @@ impl Worker {
     /// This worker's hold on the connections of a cluster.
     fn slots(&self, cluster: &ClusterName, state: &ClusterState) -> Slots {
         let mut slots = self.slots.borrow_mut();
-        let new = || {
-            self.pruned.set(None);
-            Slots::new(state.open.clone())
-        };
-        slots.entry(cluster.clone()).or_insert_with(new).clone()
+        slots.entry(cluster.clone()).or_insert_with(|| Slots::new(state.open.clone())).clone()
     }
 
     /// Closes idle connections that are over age, whose peer closed, or whose endpoint left the configuration.
@@ -216,10 +209,9 @@ impl Worker {
     fn prune(&self, view: &View) {
         self.slots.borrow_mut().retain(|cluster, _| view.has_cluster(cluster.as_str()));
         self.cluster_cells.borrow_mut().retain(|cluster, _| view.has_cluster(cluster));
-        let mut members = HashMap::new();
+        let mut members = view.snapshot.members();
         self.endpoints.borrow_mut().retain(|(cluster, address), endpoint| {
-            let members = members.entry(cluster.clone()).or_insert_with(|| view.addresses_of(cluster));
-            let is_there = members.contains(address);
+            let is_there = members.has(cluster.as_str(), *address);
             if !is_there {
                 endpoint.retire();
             }

@@ -1,7 +1,6 @@
 //! What all workers and the control thread share.
 
 use std::collections::{HashMap, HashSet};
-use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -73,16 +72,8 @@ impl Shared {
     pub fn follow(&self, snapshot: &Snapshot) {
         lock(&self.clusters).retain(|name, _| snapshot.cluster_index(name.as_str()).is_some());
         self.registry.retain_clusters(|name| snapshot.cluster_index(name).is_some());
-        let mut members: HashMap<String, HashSet<SocketAddr>> = HashMap::new();
-        self.registry.retain_endpoints(|cluster, address| {
-            if let Some(members) = members.get(cluster) {
-                return members.contains(&address);
-            }
-            let addresses = snapshot.addresses_of(cluster);
-            let is_there = addresses.contains(&address);
-            members.insert(cluster.to_owned(), addresses);
-            is_there
-        });
+        let mut members = snapshot.members();
+        self.registry.retain_endpoints(|cluster, address| members.has(cluster, address));
         for (config, set) in snapshot.clusters() {
             if config.outlier.is_some() {
                 self.cluster(&config.name).ejector.set_members(set.endpoints.iter().map(|endpoint| endpoint.address));
@@ -114,9 +105,8 @@ impl Shared {
     }
 
     fn bring_back(&self, config: &ClusterConfig, state: &ClusterState, now_ns: u64) {
-        let name: Arc<str> = config.name.as_str().into();
         for address in state.ejector.sweep(config.outlier.as_ref(), now_ns) {
-            let cell = self.registry.endpoint(&name, address);
+            let cell = self.registry.endpoint(&config.name.as_str().into(), address);
             cell.ejected.store(false, Ordering::Relaxed);
             cell.ejected_at_ms.store(0, Ordering::Relaxed);
             cell.ejected_until_ms.store(0, Ordering::Relaxed);

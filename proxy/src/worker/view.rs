@@ -1,7 +1,7 @@
 //! A snapshot, ready to run on one worker.
 
 use std::cell::{Cell, OnceCell, RefCell};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::rc::Rc;
@@ -192,11 +192,6 @@ impl View {
     pub(super) fn reuse_of(&self, cluster: &ClusterName) -> Option<Reuse> {
         let (config, _) = self.snapshot.cluster(self.snapshot.cluster_index(cluster.as_str())?)?;
         Some(Reuse { idle_timeout: config.idle_timeout, max_requests: config.max_requests_per_connection })
-    }
-
-    /// Where the endpoints of a cluster are; nowhere when the snapshot no longer has it.
-    pub(super) fn addresses_of(&self, cluster: &ClusterName) -> HashSet<SocketAddr> {
-        self.snapshot.addresses_of(cluster.as_str())
     }
 }
 
